@@ -1,5 +1,6 @@
-/* test.h: the few macros that the unit tests share. A test program runs all its checks, prints each failure with its
- * values and ends with `return test_end("module");`: one line "module: N checks, M failed", exit 1 if any failed. */
+/* test.h: the few macros that the unit tests share. A test program runs all its checks, prints each failure
+ * with its values and ends with `return test_end("module");`: one line "module: N checks, M failed", exit 1
+ * if any failed. */
 #ifndef TEST_H
 #define TEST_H
 #include "base/rng.h"
@@ -45,5 +46,7 @@ static inline void test_fill(float *x, size_t n, float scale, uint64_t seed) {
 }
 
 /* All bits set: a quiet NaN in every float, so that an output nobody wrote is seen. */
-static inline void test_poison(void *x, size_t bytes) { memset(x, 0xff, bytes); }
+static inline void test_poison(void *x, size_t bytes) {
+    memset(x, 0xff, bytes);
+}
 #endif

@@ -1,7 +1,8 @@
 /* isa.h: how a CPU kernel exists once in the source and once per instruction set in the binary.
  *
  * Inside a kernel file `void KERNEL(gelu_forward)(...)` defines gelu_forward_avx2 when compiled for avx2.
- * dispatch.c holds a table of these per ISA, and the public gelu_forward, which calls through the chosen one. */
+ * dispatch.c holds a table of these per ISA, and the public gelu_forward, which calls through the chosen one.
+ */
 #ifndef LLMC_ISA_H
 #define LLMC_ISA_H
 #include "model/kernels.h"
@@ -47,8 +48,9 @@ CPU_KERNELS(X)
 extern Precision cpu_precision;
 extern int cpu_threads;
 
-/* Scratch that a kernel keeps between calls, one slot per use, grown when asked for more than it holds (so it grows
- * in the first step only). 2 MiB aligned, not zeroed after the first time. Call outside parallel regions. */
+/* Scratch that a kernel keeps between calls, one slot per use, grown when asked for more than it holds (so it
+ * grows in the first step only). 2 MiB aligned, not zeroed after the first time. Call outside parallel
+ * regions. */
 enum { SCRATCH_GEMM, SCRATCH_ATTENTION, SCRATCH_REDUCE, SCRATCH_DECODE, NUM_SCRATCH };
 void *cpu_scratch(int slot, size_t bytes);
 #endif

@@ -1,8 +1,8 @@
 /* simd.h: one vector of floats, for kernels that are written once and compiled for every instruction set.
  *
- * A file of this folder that includes isa.h is compiled once per ISA (Makefile: CPU_ISAS) with ISA set to its name.
- * vf is VL floats, vi the same number of int32; + - * / & | << work on them as on scalars (vector extensions of gcc
- * and clang). Partial loads and stores touch only the first n elements. */
+ * A file of this folder that includes isa.h is compiled once per ISA (Makefile: CPU_ISAS) with ISA set to its
+ * name. vf is VL floats, vi the same number of int32; + - * / & | << work on them as on scalars (vector
+ * extensions of gcc and clang). Partial loads and stores touch only the first n elements. */
 #ifndef LLMC_SIMD_H
 #define LLMC_SIMD_H
 #include <stddef.h>
@@ -27,44 +27,98 @@ typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef float vf_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 #define SIMD static inline __attribute__((always_inline, unused))
 
-SIMD vf v_set1(float x) { return x - (vf){0}; }
-SIMD vf v_load(const float *p) { return *(const vf_unaligned *)p; }
-SIMD void v_store(float *p, vf x) { *(vf_unaligned *)p = x; }
-SIMD vi v_bits(vf x) { return (vi)x; }
-SIMD vf v_from_bits(vi x) { return (vf)x; }
-SIMD vf v_select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask & (vi)no)); }
+SIMD vf v_set1(float x) {
+    return x - (vf){0};
+}
+SIMD vf v_load(const float *p) {
+    return *(const vf_unaligned *)p;
+}
+SIMD void v_store(float *p, vf x) {
+    *(vf_unaligned *)p = x;
+}
+SIMD vi v_bits(vf x) {
+    return (vi)x;
+}
+SIMD vf v_from_bits(vi x) {
+    return (vf)x;
+}
+SIMD vf v_select(vi mask, vf yes, vf no) {
+    return (vf)((mask & (vi)yes) | (~mask & (vi)no));
+}
 
 #if defined(__AVX512F__)
-SIMD vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
-SIMD vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
-SIMD vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
-SIMD vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
-SIMD float v_sum(vf a) { return _mm512_reduce_add_ps(a); }
-SIMD float v_largest(vf a) { return _mm512_reduce_max_ps(a); }
-SIMD __mmask16 v_first(size_t n) { return (__mmask16)((1u << n) - 1u); }
-SIMD vf v_load_n(const float *p, size_t n) { return _mm512_maskz_loadu_ps(v_first(n), p); }
-SIMD void v_store_n(float *p, vf x, size_t n) { _mm512_mask_storeu_ps(p, v_first(n), x); }
+SIMD vf v_fma(vf a, vf b, vf c) {
+    return _mm512_fmadd_ps(a, b, c);
+}
+SIMD vf v_max(vf a, vf b) {
+    return _mm512_max_ps(a, b);
+}
+SIMD vf v_min(vf a, vf b) {
+    return _mm512_min_ps(a, b);
+}
+SIMD vf v_sqrt(vf a) {
+    return _mm512_sqrt_ps(a);
+}
+SIMD float v_sum(vf a) {
+    return _mm512_reduce_add_ps(a);
+}
+SIMD float v_largest(vf a) {
+    return _mm512_reduce_max_ps(a);
+}
+SIMD __mmask16 v_first(size_t n) {
+    return (__mmask16)((1u << n) - 1u);
+}
+SIMD vf v_load_n(const float *p, size_t n) {
+    return _mm512_maskz_loadu_ps(v_first(n), p);
+}
+SIMD void v_store_n(float *p, vf x, size_t n) {
+    _mm512_mask_storeu_ps(p, v_first(n), x);
+}
 #else
 SIMD vf v_load_n(const float *p, size_t n) {
     vf x = {0};
     memcpy(&x, p, n * sizeof(float));
     return x;
 }
-SIMD void v_store_n(float *p, vf x, size_t n) { memcpy(p, &x, n * sizeof(float)); }
+SIMD void v_store_n(float *p, vf x, size_t n) {
+    memcpy(p, &x, n * sizeof(float));
+}
 #if defined(__AVX2__)
-SIMD vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
-SIMD vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
-SIMD vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
-SIMD vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+SIMD vf v_fma(vf a, vf b, vf c) {
+    return _mm256_fmadd_ps(a, b, c);
+}
+SIMD vf v_max(vf a, vf b) {
+    return _mm256_max_ps(a, b);
+}
+SIMD vf v_min(vf a, vf b) {
+    return _mm256_min_ps(a, b);
+}
+SIMD vf v_sqrt(vf a) {
+    return _mm256_sqrt_ps(a);
+}
 #elif defined(__ARM_NEON) && !defined(ISA_PORTABLE)
-SIMD vf v_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
-SIMD vf v_max(vf a, vf b) { return vmaxq_f32(a, b); }
-SIMD vf v_min(vf a, vf b) { return vminq_f32(a, b); }
-SIMD vf v_sqrt(vf a) { return vsqrtq_f32(a); }
+SIMD vf v_fma(vf a, vf b, vf c) {
+    return vfmaq_f32(c, a, b);
+}
+SIMD vf v_max(vf a, vf b) {
+    return vmaxq_f32(a, b);
+}
+SIMD vf v_min(vf a, vf b) {
+    return vminq_f32(a, b);
+}
+SIMD vf v_sqrt(vf a) {
+    return vsqrtq_f32(a);
+}
 #else
-SIMD vf v_fma(vf a, vf b, vf c) { return a * b + c; }
-SIMD vf v_max(vf a, vf b) { return v_select(a > b, a, b); }
-SIMD vf v_min(vf a, vf b) { return v_select(a < b, a, b); }
+SIMD vf v_fma(vf a, vf b, vf c) {
+    return a * b + c;
+}
+SIMD vf v_max(vf a, vf b) {
+    return v_select(a > b, a, b);
+}
+SIMD vf v_min(vf a, vf b) {
+    return v_select(a < b, a, b);
+}
 SIMD vf v_sqrt(vf a) {
     for (int i = 0; i < VL; i++) a[i] = __builtin_sqrtf(a[i]);
     return a;
@@ -86,7 +140,8 @@ SIMD float v_largest(vf a) {
  * Range reduction and polynomial as in Cephes expf. */
 SIMD vf v_exp(vf x) {
     vf clamped = v_min(v_max(x, v_set1(-87.3f)), v_set1(88.3f));
-    vf shifted = v_fma(clamped, v_set1(1.44269504f), v_set1(12582912.0f)); /* 1.5 * 2^23: rounds to an integer */
+    vf shifted =
+        v_fma(clamped, v_set1(1.44269504f), v_set1(12582912.0f)); /* 1.5 * 2^23: rounds to an integer */
     vf n = shifted - v_set1(12582912.0f);
     vf r = v_fma(n, v_set1(-0.693359375f), clamped);
     r = v_fma(n, v_set1(2.12194440e-4f), r);

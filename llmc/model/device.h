@@ -1,7 +1,8 @@
 /* device.h: where a kernel set runs: memory, copies, and the element type that it stores.
  *
- * Pointers to floatX and to what kernels.h takes are device pointers: only a kernel set reads them. On the CPU set
- * they are ordinary memory; code outside a kernel set copies all the same, so that it works on both. */
+ * Pointers to floatX and to what kernels.h takes are device pointers: only a kernel set reads them. On the
+ * CPU set they are ordinary memory; code outside a kernel set copies all the same, so that it works on both.
+ */
 #ifndef LLMC_DEVICE_H
 #define LLMC_DEVICE_H
 #include "base/error.h"
@@ -26,18 +27,21 @@ typedef enum { PRECISION_FP32, PRECISION_BF16 } Precision;
 typedef struct {
     int threads; /* 0: one per processor this process may use */
     Precision precision;
-    const char *isa; /* NULL or "auto": the best the processor has; else avx512bf16, avx512, avx2, neon, portable */
+    const char
+        *isa; /* NULL or "auto": the best the processor has; else avx512bf16, avx512, avx2, neon, portable */
 } DeviceConfig;
 
-/* Chooses the kernels and their threads; call once, before any other function of device.h and kernels.h. An isa
- * that this processor or build lacks is an error. device_precision_set may change the precision between steps. */
+/* Chooses the kernels and their threads; call once, before any other function of device.h and kernels.h. An
+ * isa that this processor or build lacks is an error. device_precision_set may change the precision between
+ * steps. */
 bool device_open(const DeviceConfig *config, Error *err);
 void device_precision_set(Precision precision);
 /* One line for people: processor, instruction set, threads, precision, BLAS. The string lives for ever. */
 const char *device_describe(void);
 int device_threads(void);
 
-/* Zeroed memory, 2 MiB aligned where that pays, or NULL. Touching it first is slow: allocate before the first step. */
+/* Zeroed memory, 2 MiB aligned where that pays, or NULL. Touching it first is slow: allocate before the first
+ * step. */
 void *device_alloc(size_t bytes);
 void device_free(void *memory, size_t bytes);
 void device_zero(void *memory, size_t bytes);
