@@ -6,6 +6,7 @@
 #ifndef LLMC_TENSORS_H
 #define LLMC_TENSORS_H
 
+/* clang-format off */
 /* Parameters, in file and memory order within their scope.
  *   X(name, scope, rows, cols, init, decay, split, transposed, huggingface)
  *   scope       MODEL: one. LAYER: one per layer.
@@ -13,50 +14,52 @@
  * ONE. decay       1: AdamW decays it (matrices). 0: it does not (biases, LayerNorm). split       under
  * tensor parallelism: WHOLE on every rank, by ROWS, by COLS, or QKV (rows, in each third by head). transposed
  * 1: Hugging Face stores cols x rows (its Conv1D). huggingface its name there; %d is the layer. */
-#define PARAM_TENSORS(X)                                                                                     \
-    X(wte, MODEL, Vp, C, NORMAL, 1, ROWS, 0, "wte.weight")                                                   \
-    X(wpe, MODEL, maxT, C, NORMAL, 1, WHOLE, 0, "wpe.weight")                                                \
-    X(ln1w, LAYER, C, 1, ONE, 0, WHOLE, 0, "h.%d.ln_1.weight")                                               \
-    X(ln1b, LAYER, C, 1, ZERO, 0, WHOLE, 0, "h.%d.ln_1.bias")                                                \
-    X(qkvw, LAYER, 3 * C, C, NORMAL, 1, QKV, 1, "h.%d.attn.c_attn.weight")                                   \
-    X(qkvb, LAYER, 3 * C, 1, ZERO, 0, QKV, 0, "h.%d.attn.c_attn.bias")                                       \
-    X(attprojw, LAYER, C, C, SCALED, 1, COLS, 1, "h.%d.attn.c_proj.weight")                                  \
-    X(attprojb, LAYER, C, 1, ZERO, 0, WHOLE, 0, "h.%d.attn.c_proj.bias")                                     \
-    X(ln2w, LAYER, C, 1, ONE, 0, WHOLE, 0, "h.%d.ln_2.weight")                                               \
-    X(ln2b, LAYER, C, 1, ZERO, 0, WHOLE, 0, "h.%d.ln_2.bias")                                                \
-    X(fcw, LAYER, 4 * C, C, NORMAL, 1, ROWS, 1, "h.%d.mlp.c_fc.weight")                                      \
-    X(fcb, LAYER, 4 * C, 1, ZERO, 0, ROWS, 0, "h.%d.mlp.c_fc.bias")                                          \
-    X(fcprojw, LAYER, C, 4 * C, SCALED, 1, COLS, 1, "h.%d.mlp.c_proj.weight")                                \
-    X(fcprojb, LAYER, C, 1, ZERO, 0, WHOLE, 0, "h.%d.mlp.c_proj.bias")                                       \
-    X(lnfw, MODEL, C, 1, ONE, 0, WHOLE, 0, "ln_f.weight")                                                    \
-    X(lnfb, MODEL, C, 1, ZERO, 0, WHOLE, 0, "ln_f.bias")
+#define PARAM_TENSORS(X) \
+    X(wte,      MODEL, Vp,    C,     NORMAL, 1, ROWS,  0, "wte.weight") \
+    X(wpe,      MODEL, maxT,  C,     NORMAL, 1, WHOLE, 0, "wpe.weight") \
+    X(ln1w,     LAYER, C,     1,     ONE,    0, WHOLE, 0, "h.%d.ln_1.weight") \
+    X(ln1b,     LAYER, C,     1,     ZERO,   0, WHOLE, 0, "h.%d.ln_1.bias") \
+    X(qkvw,     LAYER, 3 * C, C,     NORMAL, 1, QKV,   1, "h.%d.attn.c_attn.weight") \
+    X(qkvb,     LAYER, 3 * C, 1,     ZERO,   0, QKV,   0, "h.%d.attn.c_attn.bias") \
+    X(attprojw, LAYER, C,     C,     SCALED, 1, COLS,  1, "h.%d.attn.c_proj.weight") \
+    X(attprojb, LAYER, C,     1,     ZERO,   0, WHOLE, 0, "h.%d.attn.c_proj.bias") \
+    X(ln2w,     LAYER, C,     1,     ONE,    0, WHOLE, 0, "h.%d.ln_2.weight") \
+    X(ln2b,     LAYER, C,     1,     ZERO,   0, WHOLE, 0, "h.%d.ln_2.bias") \
+    X(fcw,      LAYER, 4 * C, C,     NORMAL, 1, ROWS,  1, "h.%d.mlp.c_fc.weight") \
+    X(fcb,      LAYER, 4 * C, 1,     ZERO,   0, ROWS,  0, "h.%d.mlp.c_fc.bias") \
+    X(fcprojw,  LAYER, C,     4 * C, SCALED, 1, COLS,  1, "h.%d.mlp.c_proj.weight") \
+    X(fcprojb,  LAYER, C,     1,     ZERO,   0, WHOLE, 0, "h.%d.mlp.c_proj.bias") \
+    X(lnfw,     MODEL, C,     1,     ONE,    0, WHOLE, 0, "ln_f.weight") \
+    X(lnfb,     MODEL, C,     1,     ZERO,   0, WHOLE, 0, "ln_f.bias")
 
 /* What the forward keeps for the backward, and the scratch of both.
  *   X(name, scope, type, rows, cols)
  * LayerNorm and GELU outputs are not kept: the backward recomputes them, which costs less than their memory.
  */
-#define ACT_TENSORS(X)                                                                                       \
-    X(encoded, MODEL, floatX, B *T, C)                                                                       \
-    X(ln1_mean, LAYER, float, B *T, 1)                                                                       \
-    X(ln1_rstd, LAYER, float, B *T, 1)                                                                       \
-    X(qkv, LAYER, floatX, B *T, 3 * C)                                                                       \
-    X(atty, LAYER, floatX, B *T, C)                                                                          \
-    X(lse, LAYER, float, B *NH, T)                                                                           \
-    X(residual2, LAYER, floatX, B *T, C)                                                                     \
-    X(ln2_mean, LAYER, float, B *T, 1)                                                                       \
-    X(ln2_rstd, LAYER, float, B *T, 1)                                                                       \
-    X(fch, LAYER, floatX, B *T, 4 * C)                                                                       \
-    X(residual3, LAYER, floatX, B *T, C)                                                                     \
-    X(lnf, MODEL, floatX, B *T, C)                                                                           \
-    X(lnf_mean, MODEL, float, B *T, 1)                                                                       \
-    X(lnf_rstd, MODEL, float, B *T, 1)                                                                       \
-    X(logits, MODEL, floatX, head_rows, Vp)                                                                  \
-    X(losses, MODEL, float, B *T, 1)                                                                         \
-    X(ln, MODEL, floatX, B *T, C)                                                                            \
-    X(gelu, MODEL, floatX, B *T, 4 * C)                                                                      \
-    X(dresidual, MODEL, floatX, B *T, C)                                                                     \
-    X(dbranch, MODEL, floatX, B *T, C)                                                                       \
-    X(dwide, MODEL, floatX, B *T, 4 * C)
+#define ACT_TENSORS(X) \
+    X(encoded,   MODEL, floatX, N,         C) \
+    X(ln1_mean,  LAYER, float,  N,         1) \
+    X(ln1_rstd,  LAYER, float,  N,         1) \
+    X(qkv,       LAYER, floatX, N,         3 * C) \
+    X(atty,      LAYER, floatX, N,         C) \
+    X(lse,       LAYER, float,  N * NH,    1) \
+    X(residual2, LAYER, floatX, N,         C) \
+    X(ln2_mean,  LAYER, float,  N,         1) \
+    X(ln2_rstd,  LAYER, float,  N,         1) \
+    X(fch,       LAYER, floatX, N,         4 * C) \
+    X(residual3, LAYER, floatX, N,         C) \
+    X(lnf,       MODEL, floatX, N,         C) \
+    X(lnf_mean,  MODEL, float,  N,         1) \
+    X(lnf_rstd,  MODEL, float,  N,         1) \
+    X(logits,    MODEL, floatX, head_rows, Vp) \
+    X(losses,    MODEL, float,  N,         1) \
+    X(ln,        MODEL, floatX, N,         C) \
+    X(gelu,      MODEL, floatX, N,         4 * C) \
+    X(dresidual, MODEL, floatX, N,         C) \
+    X(dbranch,   MODEL, floatX, N,         C) \
+    X(dwide,     MODEL, floatX, N,         4 * C)
+
+/* clang-format on */
 
 enum { MODEL, LAYER };
 enum { WHOLE, ROWS, COLS, QKV };
