@@ -1,8 +1,9 @@
 /* tensors.h: the one place that knows which tensors exist.
  *
  * Structs, sizes, layer views, initialisation, weight decay, tensor-parallel split, file names and test loops
- * are generated from these two tables. A tensor is rows x cols, row-major; vectors have cols 1. Dimensions: V
- * vocabulary, Vp the same padded, maxT context, L layers, NH heads, C channels; B, T of one batch. */
+ * are generated from these two tables. A tensor is rows x cols, row-major; vectors have cols 1.
+ * Dimensions: V vocabulary, Vp the same padded, maxT context, L layers, NH heads, C channels; N = B*T rows of a
+ * batch of B sequences of T tokens. */
 #ifndef LLMC_TENSORS_H
 #define LLMC_TENSORS_H
 
@@ -10,10 +11,11 @@
 /* Parameters, in file and memory order within their scope.
  *   X(name, scope, rows, cols, init, decay, split, transposed, huggingface)
  *   scope       MODEL: one. LAYER: one per layer.
- *   init        NORMAL: N(0, 0.02). SCALED: N(0, 0.02 / sqrt(2 L)), for what is added to the residual. ZERO,
- * ONE. decay       1: AdamW decays it (matrices). 0: it does not (biases, LayerNorm). split       under
- * tensor parallelism: WHOLE on every rank, by ROWS, by COLS, or QKV (rows, in each third by head). transposed
- * 1: Hugging Face stores cols x rows (its Conv1D). huggingface its name there; %d is the layer. */
+ *   init        NORMAL: N(0, 0.02). SCALED: N(0, 0.02 / sqrt(2 L)), for what adds to the residual. ZERO, ONE.
+ *   decay       1: AdamW decays it (matrices). 0: it does not (biases, LayerNorm).
+ *   split       under tensor parallelism: WHOLE on every rank, by ROWS, by COLS, or QKV (rows, in each third by head).
+ *   transposed  1: Hugging Face stores cols x rows (its Conv1D).
+ *   huggingface its name there; %d is the layer. */
 #define PARAM_TENSORS(X) \
     X(wte,      MODEL, Vp,    C,     NORMAL, 1, ROWS,  0, "wte.weight") \
     X(wpe,      MODEL, maxT,  C,     NORMAL, 1, WHOLE, 0, "wpe.weight") \
@@ -34,8 +36,7 @@
 
 /* What the forward keeps for the backward, and the scratch of both.
  *   X(name, scope, type, rows, cols)
- * LayerNorm and GELU outputs are not kept: the backward recomputes them, which costs less than their memory.
- */
+ * LayerNorm and GELU outputs are not kept: the backward recomputes them, which costs less than their memory. */
 #define ACT_TENSORS(X) \
     X(encoded,   MODEL, floatX, N,         C) \
     X(ln1_mean,  LAYER, float,  N,         1) \
