@@ -4,7 +4,7 @@ BUILD    ?= build
 CC       := $(if $(filter default,$(origin CC)),gcc,$(CC))
 OPT      ?= -O3
 WARN     := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(if $(filter 0,$(WERROR)),,-Werror)
-CFLAGS   := -std=c11 $(OPT) -g -ffp-contract=off -fno-math-errno -fopenmp $(WARN) -Illmc -Idev/test $(CFLAGS_EXTRA)
+CFLAGS   := -std=c11 $(OPT) -g -ffp-contract=off -fopenmp $(WARN) -Illmc -Idev/test $(CFLAGS_EXTRA)
 LDFLAGS  := -fopenmp
 LDLIBS   := -lm
 ifdef SANITIZE
@@ -54,25 +54,30 @@ train_gpt2: $(BUILD)/train_gpt2
 test_gpt2: $(BUILD)/test_gpt2
 	@ln -sf $< $@
 $(BUILD)/train_gpt2 $(BUILD)/test_gpt2: $(BUILD)/%: $(BUILD)/%.o $(LIB)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@echo '  LD   $@'
+	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/test/%: $(BUILD)/dev/test/%.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@echo '  LD   $@'
+	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(BUILD)/bench/%: $(BUILD)/dev/bench/%.o $(LIB)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+	@echo '  LD   $@'
+	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
 $(LIB): $(LIB_OBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	@$(AR) rcs $@ $^
 
 $(BUILD)/llmc/cpu/dispatch.o: CFLAGS += $(ISA_DEFS)
 $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+	@echo '  CC   $@'
+	@$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 define ISA_RULE
 $(BUILD)/%.$(1).o: %.c Makefile
 	@mkdir -p $$(@D)
-	$(CC) $(CFLAGS) $(FLAGS_$(1)) -DISA=$(1) -MMD -MP -c -o $$@ $$<
+	@echo '  CC   $$@'
+	@$(CC) $(CFLAGS) $(FLAGS_$(1)) -DISA=$(1) -MMD -MP -c -o $$@ $$<
 endef
 $(foreach isa,$(CPU_ISAS),$(eval $(call ISA_RULE,$(isa))))
 

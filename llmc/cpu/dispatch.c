@@ -81,6 +81,9 @@ const CpuKernels *cpu_kernels;
 
 /* --- the public functions; kernels.h says what they do --- */
 
+double device_peak_flops(Precision precision, double seconds) {
+    return cpu_kernels->device_peak_flops(precision, seconds);
+}
 void encoder_forward(floatX *out, const int32_t *tokens, const floatX *wte, const floatX *wpe, size_t B,
                      size_t T, size_t C) {
     cpu_kernels->encoder_forward(out, tokens, wte, wpe, B, T, C);

@@ -13,6 +13,7 @@
 
 /* Everything that is compiled per ISA and called from outside it. */
 #define CPU_KERNELS(X)                                                                                       \
+    X(device_peak_flops)                                                                                     \
     X(encoder_forward)                                                                                       \
     X(encoder_backward)                                                                                      \
     X(layernorm_forward)                                                                                     \

@@ -39,6 +39,9 @@ void device_precision_set(Precision precision);
 /* One line for people: processor, instruction set, threads, precision, BLAS. The string lives for ever. */
 const char *device_describe(void);
 int device_threads(void);
+/* The most FLOP/s that matmuls of this precision could reach on all threads, measured now, for about `seconds`:
+ * the best of short runs of multiply-adds on registers. */
+double device_peak_flops(Precision precision, double seconds);
 
 /* Zeroed memory, 2 MiB aligned where that pays, or NULL. Touching it first is slow: allocate before the first
  * step. */

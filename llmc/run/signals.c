@@ -1,0 +1,35 @@
+/* signals.c: see signals.h. */
+#define _POSIX_C_SOURCE 200809L
+#include "run/signals.h"
+#include <signal.h>
+#include <stddef.h>
+
+static volatile sig_atomic_t stop_signal, save_asked;
+
+static void on_signal(int number) {
+    if (number == SIGUSR1) {
+        save_asked = 1;
+        return;
+    }
+    stop_signal = number;
+    if (number == SIGINT) signal(SIGINT, SIG_DFL);
+}
+
+void signals_install(void) {
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGUSR1, &action, NULL);
+}
+
+const char *signals_stop(void) {
+    if (!stop_signal) return NULL;
+    return stop_signal == SIGINT ? "SIGINT" : "SIGTERM";
+}
+
+bool signals_save(void) {
+    bool asked = save_asked;
+    save_asked = 0;
+    return asked;
+}
