@@ -22,14 +22,6 @@ typedef struct {
     int window; /* attention window, tokens; 0: all before */
 } GPT2Config;
 
-typedef struct {
-    const char *name;
-    GPT2Config config;
-    const char *about;
-} GPT2Preset;
-extern const GPT2Preset gpt2_presets[];
-extern const int gpt2_preset_count;
-
 /* Rounds vocab up to the multiple of 128 that vocab_padded holds. */
 int gpt2_pad_vocab(int vocab);
 /* Says what is wrong with a configuration, if anything (sizes, heads that do not divide channels, overflow).

@@ -1,19 +1,10 @@
-/* gpt2_memory.c: what tensors.h lists, as memory: presets, shapes, offsets, views, allocation, initial
+/* gpt2_memory.c: what tensors.h lists, as memory: shapes, offsets, views, allocation, initial
  * weights. */
 #include "base/rng.h"
 #include "model/gpt2_dims.h"
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
-
-const GPT2Preset gpt2_presets[] = {
-    {"tiny", {256, 257, 384, 4, 4, 192, 0}, "trains on two CPU cores in minutes"},
-    {"gpt2", {1024, 50257, 50304, 12, 12, 768, 0}, "GPT-2 small, 124M"},
-    {"gpt2-medium", {1024, 50257, 50304, 24, 16, 1024, 0}, "GPT-2 medium, 350M"},
-    {"gpt2-large", {1024, 50257, 50304, 36, 20, 1280, 0}, "GPT-2 large, 774M"},
-    {"gpt2-xl", {1024, 50257, 50304, 48, 25, 1600, 0}, "GPT-2 XL, 1558M"},
-};
-const int gpt2_preset_count = (int)(sizeof gpt2_presets / sizeof *gpt2_presets);
 
 int gpt2_pad_vocab(int vocab) {
     return (vocab + 127) / 128 * 128;
