@@ -47,6 +47,10 @@ void gpt2_layer_range(const GPT2Config *config, int layer, size_t *begin, size_t
 /* Elements of the flat array (the padded vocabulary included). */
 size_t gpt2_param_count(const GPT2Config *config);
 
+/* Useful FLOPs of one training step per token, the numerator of MFU: 6 per weight of a matmul (12 L C^2 + V C of
+ * them) and 12 L C per pair of a token and one it may see, of which there are on average (T+1)/2 without a window. */
+double gpt2_flops_per_token(const GPT2Config *config, size_t T);
+
 #define X(name, ...) floatX *name;
 typedef struct {
     PARAM_TENSORS(X)

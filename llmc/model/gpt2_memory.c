@@ -76,6 +76,16 @@ size_t gpt2_param_count(const GPT2Config *config) {
     return end;
 }
 
+double gpt2_flops_per_token(const GPT2Config *config, size_t T) {
+    double C = config->channels, L = config->layers, pairs = 0;
+    for (size_t t = 0; t < T; t++) {
+        size_t seen = t + 1;
+        if (config->window && seen > (size_t)config->window) seen = (size_t)config->window;
+        pairs += (double)seen / (double)T;
+    }
+    return 6 * (12 * L * C * C + config->vocab * C) + 12 * L * C * pairs;
+}
+
 Params gpt2_params(const GPT2 *m, floatX *arena, int layer) {
     GPT2_DIMS(m);
     size_t model = 0, in_layer, end;

@@ -1,0 +1,89 @@
+/* bench_step.c: a whole training step of GPT-2 on random tokens, against the peak measured in the same minute.
+ *
+ *   build/bench/bench_step [--B=4] [--T=256] [--steps=10] [--precision=fp32|bf16] [--threads=0] [--window=0]
+ *                          [--isa=auto] [--layers=12]
+ * Prints one line per step and one line of medians: ms, tokens/s, useful MFU (formula: gpt2_flops_per_token), peak
+ * memory of the process. */
+#define _POSIX_C_SOURCE 200809L
+#include "base/log.h"
+#include "base/rng.h"
+#include "model/adamw.h"
+#include "model/kernels.h"
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+static int compare(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, int n) {
+    qsort(values, (size_t)n, sizeof *values, compare);
+    return values[n / 2];
+}
+
+static const char *option(int argc, char **argv, const char *name, const char *fallback) {
+    size_t length = strlen(name);
+    for (int i = 1; i < argc; i++)
+        if (!strncmp(argv[i], name, length) && argv[i][length] == '=') return argv[i] + length + 1;
+    return fallback;
+}
+
+int main(int argc, char **argv) {
+    int B = atoi(option(argc, argv, "--B", "4")), T = atoi(option(argc, argv, "--T", "256"));
+    int steps = atoi(option(argc, argv, "--steps", "10")),
+        layers = atoi(option(argc, argv, "--layers", "12"));
+    Precision precision =
+        !strcmp(option(argc, argv, "--precision", "fp32"), "bf16") ? PRECISION_BF16 : PRECISION_FP32;
+    GPT2Config config = {.context = 1024,
+                         .vocab = 50257,
+                         .vocab_padded = 50304,
+                         .layers = layers,
+                         .heads = 12,
+                         .channels = 768,
+                         .window = atoi(option(argc, argv, "--window", "0"))};
+    DeviceConfig device = {atoi(option(argc, argv, "--threads", "0")), precision,
+                           option(argc, argv, "--isa", "auto")};
+    AdamWConfig adamw = {0.9f, 0.95f, 1e-8f, 0.1f};
+    GPT2 m;
+    AdamW o;
+    Error err;
+    if (steps < 1 || steps > 10000 || B < 1 || T < 1 || !device_open(&device, &err) ||
+        !gpt2_init(&m, &config, (size_t)B, (size_t)T, 1024, true, &err) ||
+        !adamw_init(&o, &adamw, 0, m.param_count, &err)) {
+        fprintf(stderr, "bench_step: %s\n", steps < 1 || B < 1 || T < 1 ? "bad option" : err.text);
+        return EXIT_FAILED;
+    }
+    gpt2_init_weights(&m, 1);
+    size_t N = (size_t)B * (size_t)T;
+    int32_t *tokens = malloc(2 * N * sizeof *tokens);
+    double *ms = malloc((size_t)steps * sizeof *ms), *mfu = malloc((size_t)steps * sizeof *mfu);
+    if (!tokens || !ms || !mfu) return EXIT_FAILED;
+    for (size_t i = 0; i < 2 * N; i++)
+        tokens[i] = (int32_t)(rng_uniform(1, RNG_STREAM(RNG_TEST, 0), i) * config.vocab);
+    printf("%s; B %d, T %d\n", device_describe(), B, T);
+    double flops = gpt2_flops_per_token(&config, (size_t)T) * (double)N;
+    for (int s = -1; s < steps; s++) { /* step -1 touches the memory first */
+        double peak = device_peak_flops(precision, 0.02), start = log_seconds();
+        gpt2_forward(&m, tokens);
+        gpt2_loss(&m, tokens + N, 1.0f / (float)N);
+        gpt2_backward(&m, tokens);
+        double norm = sqrt(sum_of_squares(m.grads, m.param_count));
+        adamw_update(&o, &m, 1e-4, norm > 1 ? 1 / norm : 1);
+        double took = log_seconds() - start, after = device_peak_flops(precision, 0.02);
+        if (s < 0) continue;
+        ms[s] = 1e3 * took;
+        mfu[s] = 100 * flops / took / (after > peak ? after : peak);
+        printf("step %d  loss %.6f  %.1f ms  peak %.0f GFLOP/s  mfu %.1f%%\n", s,
+               gpt2_loss_sum(&m) / (double)N, ms[s], 1e-9 * (after > peak ? after : peak), mfu[s]);
+    }
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    double typical = median(ms, steps);
+    printf("median %.1f ms  best %.1f ms  %.1f tok/s  mfu %.1f%%  peak memory %.2f GB\n", typical, ms[0],
+           1e3 * (double)N / typical, median(mfu, steps), 1024e-9 * (double)usage.ru_maxrss);
+    return EXIT_DONE;
+}
