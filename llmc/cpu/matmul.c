@@ -1,66 +1,65 @@
-/* matmul.c: the four matmuls of kernels.h, in their simplest form. */
-#include "cpu/gelu.h"
-#include "cpu/isa.h"
+/* matmul.c: the four matmuls of kernels.h as products of gemm.h: which operand lies along which side, and what is
+ * fused into the store of a tile. */
+#include "cpu/gemm.h"
 
-static float round_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    if (x == x) bits += 0x7fff + ((bits >> 16) & 1);
-    bits &= 0xffff0000;
-    memcpy(&x, &bits, 4);
-    return x;
+static GemmOperand along_k(const float *data, size_t K) {
+    return (GemmOperand){.data = data, .stride = K, .along_k = true};
 }
-static float in(float x) {
-    return cpu_precision == PRECISION_BF16 ? round_bf16(x) : x;
+static GemmOperand along_rows(const float *data, size_t rows) {
+    return (GemmOperand){.data = data, .stride = rows, .along_k = false};
 }
 
-static void gelu_rows(float *out, const float *pre, size_t n) {
-    for (size_t i = 0; i < n; i++) v_store_n(out + i, v_gelu(v_set1(pre[i])), 1);
+/* out (N,OC) = x (N,C) w (OC,C)T */
+static Gemm forward(float *out, const float *x, const float *w, const float *bias, size_t N, size_t C,
+                    size_t OC) {
+    return (Gemm){.M = N, .N = OC, .K = C, .a = along_k(x, C), .b = along_k(w, C), .out = out, .bias = bias};
+}
+/* dx (N,C) = dout (N,OC) w (OC,C) */
+static Gemm input_gradient(float *dx, const float *dout, const float *w, size_t N, size_t C, size_t OC) {
+    return (Gemm){.M = N, .N = C, .K = OC, .a = along_k(dout, OC), .b = along_rows(w, C), .out = dx};
+}
+/* dw (OC,C) += doutT x (N,C); db (OC) += column sums of dout (N,OC) */
+static Gemm weight_gradient(float *dw, float *db, const float *dout, const float *x, size_t N, size_t C,
+                            size_t OC) {
+    return (Gemm){.M = OC,
+                  .N = C,
+                  .K = N,
+                  .a = along_rows(dout, OC),
+                  .b = along_rows(x, C),
+                  .out = dw,
+                  .add = dw,
+                  .a_sums = db};
 }
 
 void KERNEL(matmul_forward)(float *out, const float *x, const float *w, const float *bias,
                             const float *residual, size_t N, size_t C, size_t OC) {
-#pragma omp parallel for num_threads(cpu_threads)
-    for (size_t i = 0; i < N; i++)
-        for (size_t j = 0; j < OC; j++) {
-            float sum = 0;
-            for (size_t k = 0; k < C; k++) sum += in(x[i * C + k]) * in(w[j * C + k]);
-            out[i * OC + j] = sum + (bias ? bias[j] : 0) + (residual ? residual[i * OC + j] : 0);
-        }
+    Gemm g = forward(out, x, w, bias, N, C, OC);
+    g.add = residual;
+    KERNEL(gemm_run)(&g, 1);
 }
+
 void KERNEL(matmul_gelu_forward)(float *out, float *pre, const float *x, const float *w, const float *bias,
                                  size_t N, size_t C, size_t OC) {
-    KERNEL(matmul_forward)(pre, x, w, bias, NULL, N, C, OC);
-    gelu_rows(out, pre, N * OC);
+    Gemm g = forward(pre, x, w, bias, N, C, OC);
+    g.finish = GEMM_GELU;
+    g.gelu = out;
+    KERNEL(gemm_run)(&g, 1);
 }
+
 void KERNEL(matmul_backward)(float *dx, float *dw, float *db, const float *dout, const float *x,
                              const float *w, size_t N, size_t C, size_t OC) {
-#pragma omp parallel num_threads(cpu_threads)
-    {
-#pragma omp for
-        for (size_t i = 0; i < N; i++) {
-            for (size_t j = 0; j < C; j++) dx[i * C + j] = 0;
-            for (size_t k = 0; k < OC; k++) {
-                float d = in(dout[i * OC + k]);
-                for (size_t j = 0; j < C; j++) dx[i * C + j] += d * in(w[k * C + j]);
-            }
-        }
-#pragma omp for
-        for (size_t i = 0; i < OC; i++)
-            for (size_t k = 0; k < N; k++) {
-                float d = in(dout[k * OC + i]);
-                for (size_t j = 0; j < C; j++) dw[i * C + j] += d * in(x[k * C + j]);
-                if (db) db[i] += dout[k * OC + i];
-            }
-    }
+    const Gemm both[2] = {input_gradient(dx, dout, w, N, C, OC), weight_gradient(dw, db, dout, x, N, C, OC)};
+    KERNEL(gemm_run)(both, 2);
 }
+
+/* dw needs the gelu(pre) that the first product writes on its way, so the two are not run together. */
 void KERNEL(matmul_gelu_backward)(float *dpre, float *x, float *dw, float *db, const float *dout,
                                   const float *pre, const float *w, size_t N, size_t C, size_t OC) {
-    gelu_rows(x, pre, N * C);
-    KERNEL(matmul_backward)(dpre, dw, db, dout, x, w, N, C, OC);
-    for (size_t i = 0; i < N * C; i++) {
-        float grad;
-        v_store_n(&grad, v_gelu_grad(v_set1(pre[i])), 1);
-        dpre[i] *= grad;
-    }
+    Gemm g = input_gradient(dpre, dout, w, N, C, OC);
+    g.finish = GEMM_GELU_GRAD;
+    g.pre = pre;
+    g.gelu = x;
+    KERNEL(gemm_run)(&g, 1);
+    g = weight_gradient(dw, db, dout, x, N, C, OC);
+    KERNEL(gemm_run)(&g, 1);
 }
