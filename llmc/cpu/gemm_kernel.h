@@ -16,7 +16,6 @@ enum { MR = 8, NV = 3 };
 enum { MR = 6, NV = 2 };
 #endif
 enum { NR = NV * VL, LINE = 64, UNROLL_STEPS = 4 };
-#define UNROLL _Pragma("GCC unroll 16")
 
 /* How operands are packed: as they are, rounded to bf16 but stored as floats, or as pairs of bf16. */
 typedef enum { WORDS_FP32, WORDS_ROUNDED, WORDS_PAIRS } GemmWords;

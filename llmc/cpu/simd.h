@@ -25,7 +25,8 @@
 typedef float vf __attribute__((vector_size(4 * VL)));
 typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef float vf_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
-#define SIMD static inline __attribute__((always_inline, unused))
+#define SIMD   static inline __attribute__((always_inline, unused))
+#define UNROLL _Pragma("GCC unroll 16") /* before a loop over registers: they cannot be indexed */
 
 SIMD vf v_set1(float x) {
     return x - (vf){0};
