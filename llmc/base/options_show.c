@@ -86,14 +86,15 @@ static void help_text(const Options *o, FILE *out) {
     const CommandRow *c = &option_commands[o->command];
     const char *gap = *c->arguments ? " " : "";
     if (o->help_command) {
-        fprintf(out, "Usage: " PROGRAM " %s [options]%s%s\n%s.\n", c->name, gap, c->arguments, c->summary);
+        fprintf(out, "Usage: " PROGRAM " %s [options]%s%s\n%c%s.\n", c->name, gap, c->arguments,
+                c->summary[0] - 'a' + 'A', c->summary + 1);
     } else {
         fprintf(out, "Usage: " PROGRAM " [command] [options] [arguments]\n\nCommands\n");
         for (int i = 0; i < NUM_COMMANDS; i++) {
             int n = fprintf(out, "  %s %s", option_commands[i].name, option_commands[i].arguments);
             print_wrapped(out, option_commands[i].summary, (size_t)n);
         }
-        fprintf(out, "Options of a command: " PROGRAM " COMMAND --help. Those of %s, the default command:\n",
+        fprintf(out, "\nThe options of a command: " PROGRAM " COMMAND --help. Those of %s, the default:\n",
                 c->name);
     }
     for (int group = 0; group < NUM_GROUPS; group++) {
