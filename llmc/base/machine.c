@@ -1,0 +1,48 @@
+/* machine.c: see machine.h. */
+#define _POSIX_C_SOURCE 200809L
+#include "base/machine.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+/* The number behind `label` at the start of a line ("": of the first line); -1: none. */
+static double number_in_file(const char *path, const char *label) {
+    FILE *f = fopen(path, "r");
+    char line[128];
+    double value = -1;
+    if (!f) return -1;
+    while (value < 0 && fgets(line, sizeof line, f))
+        if (!strncmp(line, label, strlen(label)) && sscanf(line + strlen(label), "%lf", &value) != 1)
+            value = -1;
+    fclose(f);
+    return value;
+}
+
+double machine_available_bytes(void) {
+    double kilobytes = number_in_file("/proc/meminfo", "MemAvailable:");
+    double bytes = kilobytes > 0 ? 1024 * kilobytes : 0;
+    double limit = number_in_file("/sys/fs/cgroup/memory.max", ""); /* "max": no limit, so no number */
+    double used = number_in_file("/sys/fs/cgroup/memory.current", "");
+    if (limit > 0 && used >= 0 && limit - used < bytes) bytes = limit - used;
+    return bytes;
+}
+
+double machine_peak_bytes(void) {
+    struct rusage usage;
+    if (getrusage(RUSAGE_SELF, &usage)) return 0;
+    return 1024 * (double)usage.ru_maxrss;
+}
+
+bool machine_has_program(const char *program) {
+    const char *path = getenv("PATH");
+    while (path && *path) {
+        size_t length = strcspn(path, ":");
+        char full[4096];
+        int size = snprintf(full, sizeof full, "%.*s/%s", (int)length, path, program);
+        if (size < (int)sizeof full && access(full, X_OK) == 0) return true;
+        path += length + (path[length] == ':');
+    }
+    return false;
+}

@@ -1,0 +1,15 @@
+/* machine.h: what the operating system says about this machine. */
+#ifndef LLMC_MACHINE_H
+#define LLMC_MACHINE_H
+#include <stdbool.h>
+
+/* Bytes that can still be allocated without swapping, by the kernel's estimate and the container's limit;
+ * 0: unknown. */
+double machine_available_bytes(void);
+
+/* The largest resident size of this process so far, bytes. */
+double machine_peak_bytes(void);
+
+/* Is this program in a folder of PATH? */
+bool machine_has_program(const char *program);
+#endif

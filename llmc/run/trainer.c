@@ -1,0 +1,266 @@
+/* trainer.c: see trainer.h. trainer_open is a list of steps, each of which may refuse; their order is from cheap and
+ * likely to fail (data, sizes) to expensive (memory, weights). */
+#include "run/trainer.h"
+#include "base/check.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/machine.h"
+#include "run/evaluate.h"
+#include "run/model_file.h"
+#include "run/presets.h"
+#include "run/run_state.h"
+#include "run/sampling.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* --- data and tokenizer --- */
+
+static bool open_train_data(Trainer *t, int T, Error *err) {
+    const Options *o = t->options;
+    if (!*o->train_data)
+        return error_set(
+            err, "no training data (make token files with './train_gpt2 tokenize -o data/text FILE...' "
+                 "and give --train-data 'data/text_train_*.bin'; or run scripts/quickstart.sh)");
+    t->train_loader = loader_open(o->train_data, T, (uint64_t)o->seed, true, 0, err);
+    return t->train_loader != NULL;
+}
+
+/* The tokenizer named by --tokenizer, or found beside the token files; it must be the one that made them. */
+static bool open_tokenizer(Trainer *t, Error *err) {
+    const Options *o = t->options;
+    char found[FILE_PATH_BYTES];
+    const char *spec = o->tokenizer;
+    if (!*spec) {
+        if (!tokenizer_find_beside(o->train_data, found, sizeof found)) return true;
+        spec = found;
+    }
+    t->tokenizer = tokenizer_open(spec, err);
+    if (!t->tokenizer) return false;
+    uint32_t made_by = loader_fingerprint(t->train_loader);
+    if (made_by && made_by != tokenizer_fingerprint(t->tokenizer))
+        return error_set(err, "%s: is not the tokenizer that made %s (give --tokenizer the one that did)",
+                         spec, o->train_data);
+    return true;
+}
+
+static int vocabulary(const Trainer *t) {
+    int vocab = loader_vocab_size(t->train_loader);
+    if (!vocab && t->tokenizer) vocab = tokenizer_vocab_size(t->tokenizer);
+    return vocab ? vocab : 50257; /* files of llm.c do not say: GPT-2's */
+}
+
+static bool open_validation_data(Trainer *t, Error *err) {
+    const Options *o = t->options;
+    if (!*o->val_data) return true;
+    t->val_loader = loader_open(o->val_data, (int)t->T, 0, false, t->model.config.vocab, err);
+    if (!t->val_loader) return false;
+    uint32_t train = loader_fingerprint(t->train_loader), val = loader_fingerprint(t->val_loader);
+    if (train && val && train != val)
+        return error_set(err, "%s and %s were made by different tokenizers (tokenize them together)",
+                         o->train_data, o->val_data);
+    return true;
+}
+
+/* --- sizes --- */
+
+static bool choose_batch(Trainer *t, const GPT2Config *config, Error *err) {
+    const Options *o = t->options;
+    t->B = (size_t)o->batch_size;
+    t->T = (size_t)(o->sequence ? o->sequence : config->context);
+    if (t->T > (size_t)config->context)
+        return error_set(err, "--sequence %zu is longer than the model's context of %d tokens", t->T,
+                         config->context);
+    int64_t batch = (int64_t)(t->B * t->T), total = o->total_batch ? o->total_batch : batch;
+    if (total % batch)
+        return error_set(
+            err, "--total-batch %lld is not a multiple of batch size %zu x sequence %zu = %lld tokens",
+            (long long)total, t->B, t->T, (long long)batch);
+    if (total / batch > 1 << 20)
+        return error_set(err, "--total-batch %lld is %lld batches a step (raise --batch-size)",
+                         (long long)total, (long long)(total / batch));
+    t->micro_batches = (int)(total / batch);
+    return true;
+}
+
+static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err) {
+    const Options *o = t->options;
+    size_t n = gpt2_param_count(config), params = n * sizeof(floatX);
+    size_t model = gpt2_bytes(config, t->B, t->T, (size_t)o->head_rows, true);
+    double needed = (double)(model + adamw_bytes(n)), available = machine_available_bytes();
+    log_info("memory      %.2f GB: parameters %.2f, gradients %.2f, optimizer %.2f, activations %.2f; %.1f "
+             "GB free",
+             1e-9 * needed, 1e-9 * (double)params, 1e-9 * (double)params, 1e-9 * (double)adamw_bytes(n),
+             1e-9 * (double)(model - 2 * params), 1e-9 * available);
+    if (!available || needed < available) return true;
+    return error_set(err,
+                     "training needs %.2f GB of memory, %.2f GB is free (lower --batch-size, --sequence or "
+                     "--head-rows, or take a smaller model)",
+                     1e-9 * needed, 1e-9 * available);
+}
+
+/* --- saving and resuming --- */
+
+enum { NUM_RECORDS = 5 };
+
+static void list_records(Trainer *t, RunRecord records[NUM_RECORDS]) {
+    size_t n = t->model.param_count;
+    records[0] = (RunRecord){"config", &t->model.config, sizeof t->model.config, false};
+    records[1] = (RunRecord){"progress", &t->progress, sizeof t->progress, false};
+    records[2] = (RunRecord){"params", t->model.params, n * sizeof(floatX), true};
+    records[3] = (RunRecord){"adamw_m", t->optimizer.m, n * sizeof(float), true};
+    records[4] = (RunRecord){"adamw_v", t->optimizer.v, n * sizeof(float), true};
+}
+
+bool trainer_save(Trainer *t, Error *err) {
+    if (!*t->options->run) return true;
+    RunRecord records[NUM_RECORDS];
+    t->progress.adamw_step = t->optimizer.step;
+    list_records(t, records);
+    return run_state_save(t->options->run, records, NUM_RECORDS, err);
+}
+
+static bool resume(Trainer *t, Error *err) {
+    RunRecord records[NUM_RECORDS];
+    GPT2Config wanted = t->model.config;
+    list_records(t, records);
+    if (!run_state_load(t->options->run, records, NUM_RECORDS, err)) return false;
+    t->model.config.window = wanted.window; /* may change in the middle of a run */
+    if (memcmp(&wanted, &t->model.config, sizeof wanted))
+        return error_set(
+            err,
+            "%s: holds another model: %d layers, %d heads, %d channels, context %d, vocabulary %d "
+            "(give the same options, another --run, or --resume=never)",
+            t->options->run, t->model.config.layers, t->model.config.heads, t->model.config.channels,
+            t->model.config.context, t->model.config.vocab);
+    t->optimizer.step = (int)t->progress.adamw_step;
+    log_info("resumed     %s at step %lld, %llu tokens", t->options->run, (long long)t->progress.step,
+             (unsigned long long)t->progress.tokens);
+    return true;
+}
+
+static bool start_or_resume(Trainer *t, const ModelSource *source, Error *err) {
+    const Options *o = t->options;
+    bool there = *o->run && run_state_exists(o->run);
+    if (there && strcmp(o->resume, "never")) return resume(t, err);
+    if (!strcmp(o->resume, "must"))
+        return error_set(err, "--resume=must: there is nothing to resume from in '%s'", o->run);
+    if (source) return model_source_load(source, &t->model, err);
+    gpt2_init_weights(&t->model, (uint64_t)o->seed);
+    return true;
+}
+
+/* --- opening --- */
+
+static bool allocate(Trainer *t, const GPT2Config *config, Error *err) {
+    const Options *o = t->options;
+    const AdamWConfig adamw = {(float)o->beta1, (float)o->beta2, (float)o->epsilon, (float)o->weight_decay};
+    size_t bytes = 2 * t->B * t->T * sizeof(int32_t);
+    if (!gpt2_init(&t->model, config, t->B, t->T, (size_t)o->head_rows, true, err)) return false;
+    if (!adamw_init(&t->optimizer, &adamw, 0, t->model.param_count, err)) return false;
+    t->host_tokens = malloc(bytes);
+    t->tokens = device_alloc(bytes);
+    if (!t->host_tokens || !t->tokens) return error_set(err, "no memory for the batch of %zu bytes", bytes);
+    t->targets = t->tokens + t->B * t->T;
+    return true;
+}
+
+static Schedule schedule_of(const Options *o) {
+    static const struct {
+        const char *name;
+        ScheduleKind kind;
+    } kinds[] = {{"cosine", SCHEDULE_COSINE},
+                 {"linear", SCHEDULE_LINEAR},
+                 {"constant", SCHEDULE_CONSTANT},
+                 {"wsd", SCHEDULE_WSD}};
+    Schedule s = {SCHEDULE_COSINE,   o->learning_rate, o->final_fraction,
+                  o->decay_fraction, o->warmup,        o->steps};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
+        if (!strcmp(o->schedule, kinds[i].name)) s.kind = kinds[i].kind;
+    return s;
+}
+
+static bool open_all(Trainer *t, const ModelSource *source, Error *err) {
+    const Options *o = t->options;
+    GPT2Config config = presets_config(o, 1, source ? &source->config : NULL);
+    if (!choose_batch(t, &config, err) || !open_train_data(t, (int)t->T, err) || !open_tokenizer(t, err))
+        return false;
+    int vocab = vocabulary(t);
+    if (!source) config = presets_config(o, vocab, NULL);
+    if (vocab > config.vocab)
+        return error_set(
+            err, "%s: has a vocabulary of %d, the model %s only %d (tokenize with the model's tokenizer)",
+            o->train_data, vocab, o->init, config.vocab);
+    if (!gpt2_config_check(&config, err)) return false;
+    log_info("data        %llu tokens in %d file%s, %llu sequences of %zu an epoch",
+             (unsigned long long)loader_tokens(t->train_loader), loader_shards(t->train_loader),
+             loader_shards(t->train_loader) == 1 ? "" : "s",
+             (unsigned long long)loader_samples(t->train_loader), t->T);
+    log_info("model       %d layers, %d heads, %d channels, context %d, vocabulary %d: %.2f M parameters",
+             config.layers, config.heads, config.channels, config.context, config.vocab,
+             1e-6 * (double)gpt2_param_count(&config));
+    log_info("batch       %zu x %zu tokens, %d a step: %zu tokens", t->B, t->T, t->micro_batches,
+             t->B * t->T * (size_t)t->micro_batches);
+    if (!check_memory(t, &config, err) || !allocate(t, &config, err) || !open_validation_data(t, err))
+        return false;
+    t->progress.val_loss = NAN;
+    if (!start_or_resume(t, source, err)) return false;
+    if (o->sample_every && t->tokenizer) {
+        if (!generator_init(&t->generator, &t->model, WEIGHT_FP32, err)) return false;
+        t->has_generator = true;
+    }
+    t->schedule = schedule_of(o);
+    t->peak_flops = device_peak_flops(strcmp(o->precision, "bf16") ? PRECISION_FP32 : PRECISION_BF16, 0.1);
+    return true;
+}
+
+bool trainer_open(Trainer *t, const Options *options, Error *err) {
+    *t = (Trainer){.options = options};
+    ModelSource source;
+    bool given = *options->init;
+    if (given && !model_source_open(&source, options->init, err)) return false;
+    bool ok = open_all(t, given ? &source : NULL, err);
+    if (given) model_source_close(&source);
+    if (!ok) trainer_close(t);
+    return ok;
+}
+
+void trainer_close(Trainer *t) {
+    if (t->has_generator) generator_free(&t->generator);
+    device_free(t->tokens, 2 * t->B * t->T * sizeof(int32_t));
+    free(t->host_tokens);
+    adamw_free(&t->optimizer);
+    gpt2_free(&t->model);
+    tokenizer_close(t->tokenizer);
+    loader_close(t->val_loader);
+    loader_close(t->train_loader);
+    *t = (Trainer){0};
+}
+
+/* --- between steps --- */
+
+bool trainer_load_batch(Trainer *t, uint64_t first, Error *err) {
+    size_t n = t->B * t->T;
+    if (!loader_batch(t->train_loader, first, (int)t->B, t->host_tokens, t->host_tokens + n, err))
+        return false;
+    device_write(t->tokens, t->host_tokens, 2 * n * sizeof(int32_t));
+    return true;
+}
+
+bool trainer_evaluate(Trainer *t, double *loss, Error *err) {
+    *loss = NAN;
+    if (!t->val_loader) return true;
+    uint64_t batches = evaluate_batches(t->val_loader, t->B, t->options->eval_batches);
+    return evaluate_loss(&t->model, t->val_loader, t->host_tokens, t->tokens, batches, loss, err);
+}
+
+void trainer_show_sample(Trainer *t) {
+    if (!t->has_generator) return;
+    const SampleConfig config = {.temperature = 0.8, .top_p = 1, .seed = (uint64_t)t->options->seed};
+    generator_repack(&t->generator);
+    printf("--- sample at step %lld ---\n", (long long)t->progress.step);
+    sampling_write(&t->generator, t->tokenizer, NULL, 0, t->options->sample_tokens, &config,
+                   (uint64_t)t->progress.step << 32);
+    printf("\n---\n");
+    fflush(stdout);
+}

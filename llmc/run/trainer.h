@@ -1,0 +1,66 @@
+/* trainer.h: everything that a training run holds, made ready before its first step and saved between steps.
+ *
+ * train_gpt2.c decides when something happens; this is the what. After trainer_open nothing is allocated any more. */
+#ifndef LLMC_TRAINER_H
+#define LLMC_TRAINER_H
+#include "base/options.h"
+#include "data/loader.h"
+#include "data/tokenizer.h"
+#include "model/adamw.h"
+#include "model/generate.h"
+#include "model/schedule.h"
+#include "run/outlier.h"
+
+/* What, besides the tensors, makes a continuation bit-identical. Plain data, saved as it is. */
+typedef struct {
+    uint64_t samples; /* global index of the next training sequence */
+    uint64_t tokens;  /* trained on so far */
+    double seconds;   /* spent training, over all resumes */
+    double val_loss;  /* the last measured; NaN: none yet */
+    int64_t step;     /* steps done */
+    int64_t skipped;  /* steps whose update was skipped as outliers */
+    int64_t adamw_step;
+    Outlier loss, norm;
+} TrainerProgress;
+
+typedef struct {
+    const Options *options;
+    GPT2 model;
+    AdamW optimizer;
+    Schedule schedule;
+    Loader *train_loader, *val_loader; /* val_loader NULL: no validation */
+    Tokenizer *tokenizer;              /* NULL: unknown, so no samples can be shown */
+    Generator generator;
+    bool has_generator;
+    size_t B, T;
+    int micro_batches;         /* of one step */
+    int32_t *host_tokens;      /* inputs and targets of one batch, (2,B,T) */
+    int32_t *tokens, *targets; /* the same on the device */
+    TrainerProgress progress;
+    double peak_flops;
+} Trainer;
+
+/* What one step has to say. */
+typedef struct {
+    double loss, norm, learning_rate, seconds;
+    double loss_z, norm_z;
+    bool skipped; /* the update was left out as an outlier */
+} StepResult;
+
+/* Chooses the model, opens data and tokenizer, allocates, initialises or resumes; says what it did. Refuses what
+ * cannot work (unknown vocabulary, too little memory, a run folder of another model) before anything is written. */
+bool trainer_open(Trainer *t, const Options *options, Error *err);
+void trainer_close(Trainer *t);
+
+/* The batch of training sequences from sample `first`, onto the device. */
+bool trainer_load_batch(Trainer *t, uint64_t first, Error *err);
+
+/* Mean loss over eval_batches batches of the validation data, always the same ones; NaN without validation data. */
+bool trainer_evaluate(Trainer *t, double *loss, Error *err);
+
+/* Prints a sample of the model as it is, to stdout. */
+void trainer_show_sample(Trainer *t);
+
+/* Writes the state to the run folder; does nothing without one. */
+bool trainer_save(Trainer *t, Error *err);
+#endif
