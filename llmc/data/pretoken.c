@@ -1,6 +1,8 @@
 /* pretoken.c: see pretoken.h. */
 #include "data/pretoken.h"
+#include "base/check.h"
 #include "data/unicode_tables.h"
+#include <stdlib.h>
 #include <string.h>
 
 enum { OTHER, LETTER, NUMBER, SPACE, WIDE /* not ASCII: look closer */, NEED_MORE };
@@ -112,4 +114,51 @@ size_t pretoken_next(const PretokenClasses *classes, const uint8_t *text, size_t
     if (class == NEED_MORE) return 0;
     if (class == SPACE) return space_run(classes, text, bytes, last);
     return run_end(classes, text, at + length, bytes, last, class);
+}
+
+PretokenStream *pretoken_stream_open(void) {
+    PretokenStream *stream = calloc(1, sizeof *stream);
+    if (!stream) return NULL;
+    stream->capacity = 2 * PRETOKEN_PIECE_BYTES;
+    stream->text = malloc(stream->capacity + PRETOKEN_PAD_BYTES);
+    if (!stream->text) {
+        free(stream);
+        return NULL;
+    }
+    pretoken_classes_init(&stream->classes);
+    return stream;
+}
+
+void pretoken_stream_close(PretokenStream *stream) {
+    if (!stream) return;
+    free(stream->text);
+    free(stream);
+}
+
+bool pretoken_stream_append(PretokenStream *stream, const uint8_t *text, size_t bytes) {
+    CHECK_OP(bytes, <=, PRETOKEN_PIECE_BYTES);
+    stream->used -= stream->at;
+    memmove(stream->text, stream->text + stream->at, stream->used);
+    stream->at = 0;
+    if (stream->used + bytes > stream->capacity) {
+        uint8_t *grown = realloc(stream->text, 2 * stream->capacity + PRETOKEN_PAD_BYTES);
+        if (!grown) return false;
+        stream->text = grown;
+        stream->capacity *= 2;
+    }
+    memcpy(stream->text + stream->used, text, bytes);
+    stream->used += bytes;
+    memset(stream->text + stream->used, 0, PRETOKEN_PAD_BYTES);
+    return true;
+}
+
+size_t pretoken_stream_next(PretokenStream *stream, bool last, const uint8_t **text) {
+    size_t left = stream->used - stream->at;
+    if (left < stream->retry_at && !last) return 0;
+    *text = stream->text + stream->at;
+    size_t bytes = pretoken_next(&stream->classes, *text, left, last);
+    stream->at += bytes;
+    /* Looking again only when there is twice as much keeps a long pre-token that comes in small pieces linear. */
+    stream->retry_at = bytes ? 0 : 2 * left < PRETOKEN_BYTES_MAX ? 2 * left : PRETOKEN_BYTES_MAX;
+    return bytes;
 }

@@ -8,12 +8,10 @@
 #include <string.h>
 
 enum {
-    SLICE_BYTES = 1 << 16, /* text taken into the buffer at once */
-    PAD_BYTES = 32,        /* readable behind the text in the buffer */
     CACHE_BITS = 15,
-    KEY_BYTES = 32, /* longest pre-token in the cache */
-    VALUE_IDS = 15, /* most ids in the cache */
-    SCAN_BYTES = 64 /* longest pre-token merged by scanning */
+    KEY_BYTES = PRETOKEN_PAD_BYTES, /* longest pre-token in the cache */
+    VALUE_IDS = 15,                 /* most ids in the cache */
+    SCAN_BYTES = 64                 /* longest pre-token merged by scanning */
 };
 
 /* 64 bytes: one cache line. The key is padded with zeros; bytes = 0: free. */
@@ -34,9 +32,7 @@ typedef struct {
 
 struct TokenEncoder {
     const Tokenizer *tokenizer;
-    uint8_t *text; /* held back, then the newest slice, then PAD_BYTES */
-    size_t used, capacity;
-    size_t retry_at; /* no pre-token can be complete below this many bytes */
+    PretokenStream *stream;
     CacheLine *cache;
     MergeList list;
 };
@@ -60,12 +56,11 @@ static bool reserve(Tokens *out, size_t more, Error *err) {
 TokenEncoder *token_encoder_open(const Tokenizer *tokenizer, Error *err) {
     TokenEncoder *e = calloc(1, sizeof *e);
     if (e && !tokenizer->byte_level) {
-        e->capacity = 2 * SLICE_BYTES;
-        e->text = malloc(e->capacity + PAD_BYTES);
-        e->cache = aligned_alloc(64, sizeof *e->cache << CACHE_BITS);
+        e->stream = pretoken_stream_open();
+        e->cache = aligned_alloc(sizeof *e->cache, sizeof *e->cache << CACHE_BITS);
         if (e->cache) memset(e->cache, 0, sizeof *e->cache << CACHE_BITS);
     }
-    if (!e || (!tokenizer->byte_level && (!e->text || !e->cache))) {
+    if (!e || (!tokenizer->byte_level && (!e->stream || !e->cache))) {
         token_encoder_close(e);
         no_memory(err);
         return NULL;
@@ -76,7 +71,7 @@ TokenEncoder *token_encoder_open(const Tokenizer *tokenizer, Error *err) {
 
 void token_encoder_close(TokenEncoder *encoder) {
     if (!encoder) return;
-    free(encoder->text);
+    pretoken_stream_close(encoder->stream);
     free(encoder->cache);
     free(encoder->list.previous);
     free(encoder->list.next);
@@ -223,21 +218,12 @@ static bool encode_pretoken(TokenEncoder *e, const uint8_t *text, size_t bytes, 
 
 /* --- the stream --- */
 
-/* Encodes the pre-tokens in the buffer that are certain; the rest moves to its front. */
 static bool drain(TokenEncoder *e, bool last, Tokens *out, Error *err) {
-    if (!reserve(out, e->used, err)) return false;
-    size_t at = 0, bytes;
-    memset(e->text + e->used, 0, PAD_BYTES);
-    while ((bytes = pretoken_next(e->tokenizer->classes, e->text + at, e->used - at, last)) > 0) {
-        if (!encode_pretoken(e, e->text + at, bytes, out, err)) return false;
-        at += bytes;
-    }
-    memmove(e->text, e->text + at, e->used - at);
-    e->used -= at;
-    e->retry_at =
-        2 * e->used; /* so that a long pre-token fed in small pieces is not scanned again for each */
-    if (e->retry_at > PRETOKEN_BYTES_MAX + SLICE_BYTES / 2)
-        e->retry_at = PRETOKEN_BYTES_MAX + SLICE_BYTES / 2;
+    const uint8_t *text;
+    size_t bytes;
+    if (!reserve(out, e->stream->used - e->stream->at, err)) return false;
+    while ((bytes = pretoken_stream_next(e->stream, last, &text)) > 0)
+        if (!encode_pretoken(e, text, bytes, out, err)) return false;
     return true;
 }
 
@@ -249,30 +235,25 @@ static bool feed_bytes(const uint8_t *text, size_t bytes, Tokens *out, Error *er
 }
 
 bool token_encoder_feed(TokenEncoder *encoder, const void *text, size_t bytes, Tokens *out, Error *err) {
-    TokenEncoder *e = encoder;
-    if (e->tokenizer->byte_level) return feed_bytes(text, bytes, out, err);
+    if (encoder->tokenizer->byte_level) return feed_bytes(text, bytes, out, err);
     for (const uint8_t *p = text; bytes;) {
-        size_t slice = bytes < SLICE_BYTES ? bytes : SLICE_BYTES;
-        if (e->used + slice > e->capacity) {
-            uint8_t *grown = realloc(e->text, 2 * e->capacity + PAD_BYTES);
-            if (!grown) return no_memory(err);
-            e->text = grown;
-            e->capacity *= 2;
-        }
-        memcpy(e->text + e->used, p, slice);
-        e->used += slice;
-        p += slice;
-        bytes -= slice;
-        if (e->used >= e->retry_at && !drain(e, false, out, err)) return false;
+        size_t piece = bytes < PRETOKEN_PIECE_BYTES ? bytes : PRETOKEN_PIECE_BYTES;
+        if (!pretoken_stream_append(encoder->stream, p, piece)) return no_memory(err);
+        if (!drain(encoder, false, out, err)) return false;
+        p += piece;
+        bytes -= piece;
     }
     return true;
 }
 
 bool token_encoder_finish(TokenEncoder *encoder, Tokens *out, Error *err) {
-    if (encoder->tokenizer->byte_level) return true;
-    bool ok = drain(encoder, true, out, err);
-    encoder->used = encoder->retry_at = 0;
-    return ok;
+    return encoder->tokenizer->byte_level || drain(encoder, true, out, err);
+}
+
+bool tokens_append(Tokens *tokens, uint16_t id, Error *err) {
+    if (!reserve(tokens, 1, err)) return false;
+    tokens->ids[tokens->count++] = id;
+    return true;
 }
 
 bool tokenizer_encode(const Tokenizer *tokenizer, const void *text, size_t bytes, Tokens *out, Error *err) {

@@ -81,14 +81,12 @@ static Tokenizer *begin(size_t merge_count, size_t spelling_bytes, Spellings *s)
     t->spellings = malloc(TOKENIZER_BYTES + spelling_bytes + sizeof END_OF_TEXT);
     t->spelling_at = calloc(TOKENIZER_BYTES + merge_count + 2, sizeof *t->spelling_at);
     t->pairs = malloc(slots * sizeof *t->pairs);
-    t->classes = malloc(sizeof *t->classes);
     s->slots = malloc(slots * sizeof *s->slots);
     s->mask = slots - 1;
-    if (!t->merges || !t->spellings || !t->spelling_at || !t->pairs || !t->classes || !s->slots) {
+    if (!t->merges || !t->spellings || !t->spelling_at || !t->pairs || !s->slots) {
         tokenizer_close(t);
         return NULL;
     }
-    pretoken_classes_init(t->classes);
     for (size_t i = 0; i < slots; i++) t->pairs[i] = (PairSlot){PAIR_NONE, 0}, s->slots[i] = NO_ID;
     uint8_t byte_of_id[256];
     uint16_t code_of_id[256];
@@ -312,7 +310,6 @@ void tokenizer_close(Tokenizer *tokenizer) {
     free(tokenizer->spellings);
     free(tokenizer->spelling_at);
     free(tokenizer->pairs);
-    free(tokenizer->classes);
     free(tokenizer);
 }
 

@@ -57,6 +57,8 @@ typedef struct {
     size_t count, capacity;
 } Tokens;
 
+bool tokens_append(Tokens *tokens, uint16_t id, Error *err); /* false: no memory */
+
 /* Appends the ids of a whole text. False with err only if memory runs out. */
 bool tokenizer_encode(const Tokenizer *tokenizer, const void *text, size_t bytes, Tokens *out, Error *err);
 

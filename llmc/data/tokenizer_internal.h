@@ -22,7 +22,6 @@ struct Tokenizer {
     PairSlot *pairs;
     unsigned pair_bits; /* log2 of the slots */
     uint32_t fingerprint;
-    PretokenClasses *classes;
 };
 
 static inline uint32_t pair_slot(uint32_t pair, unsigned bits) {
