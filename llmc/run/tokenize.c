@@ -274,8 +274,9 @@ static bool finish(Run *run, Error *err) {
     if (run->inputs.num_skipped) log_info("%zu files skipped: not text", run->inputs.num_skipped);
     log_info("%zu %s, %llu bytes, %llu %s: %llu tokens (%.2f bytes each) of a vocabulary of %d", files,
              files == 1 ? "file" : "files", (unsigned long long)run->bytes,
-             (unsigned long long)run->documents, (unsigned long long)tokens,
-             (double)run->bytes / (double)tokens, tokenizer_vocab_size(run->tokenizer));
+             (unsigned long long)run->documents, run->documents == 1 ? "document" : "documents",
+             (unsigned long long)tokens, (double)run->bytes / (double)tokens,
+             tokenizer_vocab_size(run->tokenizer));
     return true;
 }
 
