@@ -229,20 +229,27 @@ static void forward_queries(const Shape *s, const Forward *f, Block queries, flo
     }
 }
 
+/* Whether a head must be cut into units for several threads, at `cost` times the work (in percent). */
+static bool must_split(const Shape *s, size_t heads, size_t threads, size_t cost) {
+    return s->blocks > 1 && 100 * ((heads + threads - 1) / threads) * threads > cost * heads;
+}
+
 void KERNEL(attention_forward)(floatX *out, float *lse, const floatX *qkv, size_t B, size_t T, size_t NH,
                                size_t HS, size_t window) {
     const Shape s = shape_make(T, NH, HS, window);
-    size_t each = round_up(forward_floats(&s), 16), units = B * NH * s.blocks;
-    float *scratch = cpu_scratch(SCRATCH_ATTENTION, (size_t)omp_get_max_threads() * each * sizeof(float));
+    size_t threads = (size_t)omp_get_max_threads(), heads = B * NH, each = round_up(forward_floats(&s), 16);
+    size_t parts = must_split(&s, heads, threads, 110) ? s.blocks : 1, blocks = s.blocks / parts;
+    float *scratch = cpu_scratch(SCRATCH_ATTENTION, threads * each * sizeof(float));
 #pragma omp parallel
     {
         Forward f = forward_carve(scratch + (size_t)omp_get_thread_num() * each, &s);
 #pragma omp for schedule(dynamic, 1)
-        for (size_t unit = 0; unit < units; unit++) {
-            size_t head = unit / s.blocks, b = head / NH, h = head % NH;
-            Block queries = block_at(&s, s.blocks - 1 - unit % s.blocks); /* the longest first */
-            forward_queries(&s, &f, queries, out + b * T * s.C + h * HS, lse + head * T,
-                            qkv + b * T * 3 * s.C + h * HS);
+        for (size_t unit = 0; unit < heads * parts; unit++) {
+            size_t head = unit / parts, b = head / NH, h = head % NH;
+            size_t first = s.blocks - blocks - unit % parts * blocks; /* the longest first */
+            for (size_t i = first; i < first + blocks; i++)
+                forward_queries(&s, &f, block_at(&s, i), out + b * T * s.C + h * HS, lse + head * T,
+                                qkv + b * T * 3 * s.C + h * HS);
         }
     }
 }
@@ -406,7 +413,7 @@ void KERNEL(attention_backward)(floatX *dqkv, const floatX *dout, const floatX *
                                 const floatX *qkv, size_t B, size_t T, size_t NH, size_t HS, size_t window) {
     const Shape s = shape_make(T, NH, HS, window);
     size_t threads = (size_t)omp_get_max_threads(), heads = B * NH;
-    bool split = s.blocks > 1 && 5 * ((heads + threads - 1) / threads) * threads > 7 * heads;
+    bool split = must_split(&s, heads, threads, 140);
     size_t parts = split ? 2 * s.blocks : 1, each = round_up(backward_floats(&s), 16);
     float *scratch = cpu_scratch(SCRATCH_ATTENTION, threads * each * sizeof(float));
 #pragma omp parallel

@@ -51,6 +51,7 @@ SIMD vf v_select(vi mask, vf yes, vf no) {
 SIMD vf v_fma(vf a, vf b, vf c) {
     return _mm512_fmadd_ps(a, b, c);
 }
+/* v_max and v_min: where either is NaN the result is b, or NaN. */
 SIMD vf v_max(vf a, vf b) {
     return _mm512_max_ps(a, b);
 }
@@ -140,7 +141,7 @@ SIMD float v_largest(vf a) {
 /* e^x to about 2 ulp; below -87.3 it is 0 to within 1e-38, above 88.3 it is e^88.3; NaN stays NaN.
  * Range reduction and polynomial as in Cephes expf. */
 SIMD vf v_exp(vf x) {
-    vf clamped = v_min(v_max(x, v_set1(-87.3f)), v_set1(88.3f));
+    vf clamped = v_min(v_set1(88.3f), v_max(v_set1(-87.3f), x));
     vf shifted =
         v_fma(clamped, v_set1(1.44269504f), v_set1(12582912.0f)); /* 1.5 * 2^23: rounds to an integer */
     vf n = shifted - v_set1(12582912.0f);
@@ -154,6 +155,6 @@ SIMD vf v_exp(vf x) {
     p = v_fma(p, r, v_set1(5.0000001201e-1f));
     p = v_fma(p, r * r, r + v_set1(1.0f));
     vf scale = v_from_bits((v_bits(shifted) << 23) + v_bits(v_set1(1.0f)));
-    return v_select(x == x, p * scale, x);
+    return p * scale;
 }
 #endif
