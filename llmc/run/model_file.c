@@ -149,7 +149,7 @@ static bool run_find(RunStatePlace *place, const char *path, const char *name, s
 
 static bool run_open(ModelSource *source, const char *path, Error *err) {
     Error why;
-    RunStatePlace config, params, tokenizer;
+    RunStatePlace config, params;
     if (!run_find(&config, path, "config", sizeof source->config, err)) return false;
     if (config.bytes != sizeof source->config)
         return error_set(err, "%s: its record 'config' has %llu bytes, not %zu (made by another version?)",
@@ -164,10 +164,6 @@ static bool run_open(ModelSource *source, const char *path, Error *err) {
     if (params.bytes != count * 4 && params.bytes != count * 2)
         return error_set(err, "%s: its record 'params' has %llu bytes; a model of its sizes has %llu",
                          params.path, (unsigned long long)params.bytes, (unsigned long long)count * 4);
-    if (run_state_find(path, "tokenizer", &tokenizer, &why) && tokenizer.bytes < sizeof source->tokenizer) {
-        RunRecord text = {"tokenizer", source->tokenizer, (size_t)tokenizer.bytes, false};
-        if (!run_state_load(path, &text, 1, err)) return false;
-    }
     if (!model_source_allocate(source, 1, err)) return false;
     if (!tensor_file_open(&source->files[0], params.path, err)) {
         model_source_close(source);

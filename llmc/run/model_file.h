@@ -6,15 +6,15 @@
  *   llm.c's .bin       256 int32: magic 20240326, version 3 (fp32) or 5 (bf16), context, V, layers, heads, channels,
  *                      Vp; then the tensors in the order of tensors.h, each with all its layers together.
  *   safetensors        a file, or a folder of Hugging Face's with config.json (safetensors.h).
- *   a run's folder     its newest good run state (run_state.h), which holds the records "config" (GPT2Config),
- *                      "params" (the flat array) and, if it has one, "tokenizer" (its name). */
+ *   a run's folder     its newest good run state (run_state.h), which holds the records "config" (GPT2Config) and
+ *                      "params" (the flat array). */
 #ifndef LLMC_MODEL_FILE_H
 #define LLMC_MODEL_FILE_H
 #include "base/error.h"
 #include "model/gpt2.h"
 #include "run/tensor_io.h"
 
-enum { MODEL_FILE_MAGIC = 20240326, MODEL_FILE_HEADER_INTS = 256, MODEL_TOKENIZER_BYTES = 256 };
+enum { MODEL_FILE_MAGIC = 20240326, MODEL_FILE_HEADER_INTS = 256 };
 
 typedef struct {
     int file; /* index in files; -1: not seen yet */
@@ -24,9 +24,8 @@ typedef struct {
 } TensorPlace;
 
 typedef struct {
-    const char *format;                    /* for people: "llm.c model file, bf16" */
-    GPT2Config config;                     /* window is 0 where the format does not say */
-    char tokenizer[MODEL_TOKENIZER_BYTES]; /* "" where the format does not say */
+    const char *format; /* for people: "llm.c model file, bf16" */
+    GPT2Config config;  /* window is 0 where the format does not say */
     TensorFile *files;
     int file_count;
     TensorPlace *places; /* [layer * NUM_PARAM_TENSORS + tensor]; MODEL tensors at layer 0 */
@@ -45,6 +44,6 @@ bool model_source_allocate(ModelSource *source, int files, Error *err);
 TensorPlace *model_source_place(const ModelSource *source, int tensor, int layer);
 
 /* Writes m's weights as llm.c's model file, F32 (version 3) or BF16 (version 5), aside, durable, then renamed. The
- * window and the tokenizer are not in the format. */
+ * window is not in the format. */
 bool model_file_write(const char *path, const GPT2 *m, TensorType type, Error *err);
 #endif
