@@ -51,23 +51,17 @@ PackedWeight KERNEL(packed_weight_make)(WeightType type, void *memory, const flo
 
 /* --- matvec: ROWS weights at a time against the same x; the order of a row's additions never depends on its company --- */
 
-typedef uint16_t vu16 __attribute__((vector_size(2 * VL)));
-typedef uint32_t vu32 __attribute__((vector_size(4 * VL)));
-typedef int8_t vi8 __attribute__((vector_size(VL)));
 enum { ROWS = 4 };
 
 /* VL weights from column c of a row, the first n of which exist (INT8 rows are padded). */
 SIMD vf weights_at(const void *row, WeightType type, size_t c, size_t n) {
     if (type == WEIGHT_FP32)
         return n >= VL ? v_load((const float *)row + c) : v_load_n((const float *)row + c, n);
-    if (type == WEIGHT_BF16) {
-        vu16 bits = {0};
-        memcpy(&bits, (const uint16_t *)row + c, n >= VL ? sizeof bits : n * sizeof(uint16_t));
-        return (vf)(__builtin_convertvector(bits, vu32) << 16);
-    }
-    vi8 bytes;
-    memcpy(&bytes, (const int8_t *)row + c, sizeof bytes);
-    return __builtin_convertvector(__builtin_convertvector(bytes, vi), vf);
+    if (type == WEIGHT_INT8) return v_load_int8((const int8_t *)row + c);
+    if (n >= VL) return v_load_bf16((const uint16_t *)row + c);
+    uint16_t some[VL] = {0};
+    memcpy(some, (const uint16_t *)row + c, n * sizeof *some);
+    return v_load_bf16(some);
 }
 
 /* sum[r] = row r times x, for rows `bytes` apart. */

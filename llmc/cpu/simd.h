@@ -138,6 +138,34 @@ SIMD float v_largest(vf a) {
 }
 #endif
 
+/* VL weights of two bytes (bf16) or one, as floats. */
+#if defined(__AVX512F__)
+SIMD vf v_load_bf16(const uint16_t *p) {
+    return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16);
+}
+SIMD vf v_load_int8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
+}
+#elif defined(__AVX2__)
+SIMD vf v_load_bf16(const uint16_t *p) {
+    return (vf)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16);
+}
+SIMD vf v_load_int8(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
+}
+#else
+typedef uint16_t vu16_ __attribute__((vector_size(2 * VL)));
+typedef uint32_t vu32_ __attribute__((vector_size(4 * VL)));
+SIMD vf v_load_bf16(const uint16_t *p) {
+    vu16_ bits;
+    memcpy(&bits, p, sizeof bits);
+    return (vf)(__builtin_convertvector(bits, vu32_) << 16);
+}
+SIMD vf v_load_int8(const int8_t *p) {
+    return (vf){(float)p[0], (float)p[1], (float)p[2], (float)p[3]};
+}
+#endif
+
 /* e^x to about 2 ulp; below -87.3 it is 0 to within 1e-38, above 88.3 it is e^88.3; NaN stays NaN.
  * Range reduction and polynomial as in Cephes expf. */
 SIMD vf v_exp(vf x) {
