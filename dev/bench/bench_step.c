@@ -6,6 +6,7 @@
  * memory of the process. */
 #define _POSIX_C_SOURCE 200809L
 #include "base/log.h"
+#include "base/machine.h"
 #include "base/rng.h"
 #include "model/adamw.h"
 #include "model/kernels.h"
@@ -13,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 static int compare(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -33,6 +33,7 @@ static const char *option(int argc, char **argv, const char *name, const char *f
 }
 
 int main(int argc, char **argv) {
+    machine_spin_briefly(argv);
     int B = atoi(option(argc, argv, "--B", "4")), T = atoi(option(argc, argv, "--T", "256"));
     int steps = atoi(option(argc, argv, "--steps", "10")),
         layers = atoi(option(argc, argv, "--layers", "12"));
@@ -80,10 +81,8 @@ int main(int argc, char **argv) {
         printf("step %d  loss %.6f  %.1f ms  peak %.0f GFLOP/s  mfu %.1f%%\n", s,
                gpt2_loss_sum(&m) / (double)N, ms[s], 1e-9 * (after > peak ? after : peak), mfu[s]);
     }
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
     double typical = median(ms, steps);
     printf("median %.1f ms  best %.1f ms  %.1f tok/s  mfu %.1f%%  peak memory %.2f GB\n", typical, ms[0],
-           1e3 * (double)N / typical, median(mfu, steps), 1024e-9 * (double)usage.ru_maxrss);
+           1e3 * (double)N / typical, median(mfu, steps), 1e-9 * machine_peak_bytes());
     return EXIT_DONE;
 }

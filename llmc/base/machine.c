@@ -46,3 +46,10 @@ bool machine_has_program(const char *program) {
     }
     return false;
 }
+
+void machine_spin_briefly(char **argv) {
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || getenv("KMP_BLOCKTIME")) return;
+    setenv("GOMP_SPINCOUNT", "1000", 1); /* gcc's runtime: rounds, some microseconds */
+    setenv("KMP_BLOCKTIME", "0", 1);     /* clang's: milliseconds */
+    execv("/proc/self/exe", argv);       /* where there is no /proc, all goes on as it was */
+}

@@ -12,4 +12,9 @@ double machine_peak_bytes(void);
 
 /* Is this program in a folder of PATH? */
 bool machine_has_program(const char *program);
+
+/* Call first in main. Where threads wait for each other, the OpenMP runtimes spin for long by default; on a machine
+ * with other work to do, that keeps the very thread that is waited for from running. They read how long to spin from
+ * the environment before main begins, so this sets it and starts the program again, unless the user has set it. */
+void machine_spin_briefly(char **argv);
 #endif

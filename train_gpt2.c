@@ -1,0 +1,242 @@
+/* train_gpt2.c: GPT-2 training: main, the subcommands, and the training loop.
+ *
+ * This is the only place that decides when something happens. What a step computes is in llmc/model/gpt2.c, what a
+ * run holds in llmc/run/trainer.c, every option in llmc/base/option_table.h. */
+#include "base/file.h"
+#include "base/log.h"
+#include "base/machine.h"
+#include "base/options.h"
+#include "model/kernels.h"
+#include "run/convert.h"
+#include "run/doctor.h"
+#include "run/evaluate.h"
+#include "run/metrics.h"
+#include "run/plot.h"
+#include "run/presets.h"
+#include "run/progress.h"
+#include "run/sampling.h"
+#include "run/signals.h"
+#include "run/tokenize.h"
+#include "run/trainer.h"
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* --- one step --- */
+
+/* The gradients of one total batch, summed over its micro-batches; returns their mean loss in *loss. */
+static bool compute_gradients(Trainer *t, double *loss, Error *err) {
+    size_t rows = t->B * t->T * (size_t)t->micro_batches;
+    double sum = 0;
+    for (int i = 0; i < t->micro_batches; i++) {
+        if (!trainer_load_batch(t, t->progress.samples, err)) return false;
+        t->progress.samples += t->B;
+        gpt2_forward(&t->model, t->tokens);
+        gpt2_loss(&t->model, t->targets, 1.0f / (float)rows);
+        gpt2_backward(&t->model, t->tokens);
+        sum += gpt2_loss_sum(&t->model);
+    }
+    *loss = sum / (double)rows;
+    return true;
+}
+
+/* Is this step so unusual that it would do harm? A loss or norm that is not finite always is. */
+static bool is_outlier(Trainer *t, StepResult *r) {
+    const Options *o = t->options;
+    r->loss_z = outlier_score(&t->progress.loss, r->loss);
+    r->norm_z = outlier_score(&t->progress.norm, r->norm);
+    return !isfinite(r->loss) || !isfinite(r->norm) || (o->skip_loss_z > 0 && r->loss_z > o->skip_loss_z) ||
+           (o->skip_grad_z > 0 && r->norm_z > o->skip_grad_z);
+}
+
+static bool train_step(Trainer *t, StepResult *r, Error *err) {
+    const Options *o = t->options;
+    GPT2 *m = &t->model;
+    double start = log_seconds();
+    r->learning_rate = schedule_learning_rate(&t->schedule, (int)t->progress.step);
+    if (!compute_gradients(t, &r->loss, err)) return false;
+    r->norm = sqrt(sum_of_squares(m->grads, m->param_count));
+    r->skipped = is_outlier(t, r);
+    if (r->skipped) {
+        device_zero(m->grads, m->param_count * sizeof(floatX));
+        t->progress.skipped++;
+    } else {
+        double clip = o->grad_clip > 0 && r->norm > o->grad_clip ? o->grad_clip / r->norm : 1;
+        adamw_update(&t->optimizer, m, r->learning_rate, clip);
+    }
+    r->seconds = log_seconds() - start;
+    t->progress.step++;
+    t->progress.tokens += t->B * t->T * (uint64_t)t->micro_batches;
+    t->progress.seconds += r->seconds;
+    return true;
+}
+
+/* --- the loop --- */
+
+/* What the loop reports to: the terminal, and the files of the run folder. */
+typedef struct {
+    Progress progress;
+    Metrics metrics;
+    bool has_files;
+} Report;
+
+static bool report_open(Report *report, const Trainer *t, Error *err) {
+    const Options *o = t->options;
+    char path[FILE_PATH_BYTES];
+    *report = (Report){.has_files = *o->run};
+    progress_open(&report->progress, stdout, o->color);
+    if (!report->has_files) return true;
+    if (!file_make_directory(o->run, err)) return false;
+    if (!file_join(path, o->run, "config.txt", err) || !options_save(o, path, err)) return false;
+    if (!file_join(path, o->run, "tokenizer", err)) return false;
+    if (t->tokenizer && !tokenizer_save(t->tokenizer, path, err)) return false;
+    return metrics_open(&report->metrics, o->run, t->progress.step, err);
+}
+
+static bool report_step(Report *report, const Trainer *t, const StepResult *r, bool has_val, Error *err) {
+    const Options *o = t->options;
+    double tokens = (double)(t->B * t->T) * t->micro_batches;
+    double flops = gpt2_flops_per_token(&t->model.config, t->T) * tokens;
+    const ProgressStep line = {.step = t->progress.step,
+                               .steps = o->steps,
+                               .tokens = (int64_t)t->progress.tokens,
+                               .has_loss = true,
+                               .has_val = has_val,
+                               .skipped = r->skipped,
+                               .loss = r->loss,
+                               .val_loss = t->progress.val_loss,
+                               .norm = r->norm,
+                               .learning_rate = r->learning_rate,
+                               .step_seconds = r->seconds,
+                               .seconds = t->progress.seconds,
+                               .tokens_per_second = tokens / r->seconds,
+                               .mfu = flops / r->seconds / t->peak_flops,
+                               .memory_bytes = (uint64_t)machine_peak_bytes()};
+    bool print = has_val || t->progress.step % o->log_every == 0 || t->progress.step == o->steps;
+    progress_step(&report->progress, &line, print && !o->quiet);
+    return !report->has_files || metrics_step(&report->metrics, &line, err);
+}
+
+/* The metrics are made durable first, so that a saved step always has its line. */
+static bool save(Trainer *t, Report *report, Error *err) {
+    if (!report->has_files) return true;
+    return metrics_sync(&report->metrics, err) && trainer_save(t, err);
+}
+
+static bool due(int64_t step, int every) {
+    return every > 0 && step % every == 0;
+}
+
+static bool train_loop(Trainer *t, Report *report, int *exit_code, Error *err) {
+    const Options *o = t->options;
+    while (t->progress.step < o->steps) {
+        StepResult r;
+        if (!train_step(t, &r, err)) return false;
+        int64_t step = t->progress.step;
+        const char *stop = signals_stop();
+        bool last = step == o->steps || stop;
+
+        bool has_val = t->val_loader && (due(step, o->eval_every) || step == o->steps);
+        if (has_val && !trainer_evaluate(t, &t->progress.val_loss, err)) return false;
+        if (!report_step(report, t, &r, has_val, err)) return false;
+        if (due(step, o->sample_every)) trainer_show_sample(t);
+        if ((last || signals_save() || due(step, o->save_every)) && !save(t, report, err)) return false;
+        if (stop) {
+            log_info("%s: stopped after step %lld%s", stop, (long long)step,
+                     report->has_files ? "; saved, and the same command goes on from here"
+                                       : "; nothing was saved (no --run)");
+            *exit_code = report->has_files ? EXIT_STOPPED_AND_SAVED : EXIT_FAILED;
+            return true;
+        }
+    }
+    return true;
+}
+
+static bool train(const Options *o, int *exit_code, Error *err) {
+    Trainer t;
+    Report report = {0};
+    if (!trainer_open(&t, o, err)) return false;
+    bool ok = report_open(&report, &t, err);
+    signals_install();
+    if (ok && t.progress.step >= o->steps)
+        log_info("nothing to do: %s has done %lld of %d steps", o->run, (long long)t.progress.step, o->steps);
+    ok = ok && train_loop(&t, &report, exit_code, err);
+    progress_sparkline(&report.progress);
+    metrics_close(&report.metrics);
+    trainer_close(&t);
+    return ok;
+}
+
+/* --- the program --- */
+
+static bool tokenize(const Options *o, Error *err) {
+    const char *const *inputs = (const char *const *)o->arguments;
+    size_t count = (size_t)o->num_arguments;
+    if (o->decode) {
+        bool given = o->source[OPTION_tokenizer] != SOURCE_DEFAULT;
+        return tokenize_decode(inputs, count, given ? o->tokenizer : NULL, err);
+    }
+    const TokenizeOptions options = {.inputs = inputs,
+                                     .num_inputs = count,
+                                     .output = o->output,
+                                     .tokenizer = o->tokenizer,
+                                     .train_bpe = o->train_bpe,
+                                     .blank_line_documents = !strcmp(o->documents, "blank-line"),
+                                     .val_fraction = o->val_fraction,
+                                     .val_tokens = (uint64_t)o->val_tokens,
+                                     .shard_tokens = (uint64_t)o->shard_tokens};
+    return tokenize_run(&options, err);
+}
+
+static bool needs_device(const Options *o) {
+    return o->command != COMMAND_TOKENIZE && o->command != COMMAND_PLOT;
+}
+
+static bool run_command(const Options *o, int *exit_code, Error *err) {
+    DeviceConfig device = {o->threads, strcmp(o->precision, "bf16") ? PRECISION_FP32 : PRECISION_BF16,
+                           o->isa};
+    if (needs_device(o)) {
+        if (!device_open(&device, err)) return false;
+        if (o->command != COMMAND_DOCTOR) log_info("device      %s", device_describe());
+    }
+    switch (o->command) {
+    case COMMAND_TRAIN: return train(o, exit_code, err);
+    case COMMAND_SAMPLE: return sampling_run(o, err);
+    case COMMAND_TOKENIZE: return tokenize(o, err);
+    case COMMAND_EVAL: return evaluate_run(o, err);
+    case COMMAND_CONVERT: return convert_run(o, err);
+    case COMMAND_PLOT: return plot_run(o, err);
+    case COMMAND_DOCTOR: return doctor_run(o, err);
+    default: return error_set(err, "no such command");
+    }
+}
+
+int main(int argc, char **argv) {
+    static Options options; /* large: every string option is an array */
+    Error err;
+    int exit_code = EXIT_DONE;
+    machine_spin_briefly(argv);
+    if (!options_parse(&options, argc, argv, &err)) {
+        fprintf(stderr, "error: %s\n", err.text);
+        return EXIT_USAGE;
+    }
+    if (options.help != HELP_NONE) {
+        options_help(&options, stdout);
+        return EXIT_DONE;
+    }
+    log_open(0, options.quiet);
+    if (options.command == COMMAND_TRAIN) {
+        if (!strcmp(options.preset, "list")) {
+            presets_print(&options, stdout);
+            return EXIT_DONE;
+        }
+        presets_apply(&options);
+        if (!options.quiet) options_print(&options, false, stderr);
+    }
+    if (!run_command(&options, &exit_code, &err)) {
+        fflush(stdout);
+        fprintf(stderr, "error: %s\n", err.text);
+        return EXIT_FAILED;
+    }
+    return exit_code;
+}
