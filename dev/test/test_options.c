@@ -1,4 +1,5 @@
-/* test_options.c: parsing, bounds, sources, hints, the round trip of the configuration, help; fuzz_config.c. */
+/* test_options.c: parsing, bounds, sources, hints, the round trip of the configuration, help; fuzz_config.c.
+ * `test_options --help=FORM` prints what test_options.py gives to bash, zsh and groff. */
 #define _POSIX_C_SOURCE 200809L
 #include "base/file.h"
 #include "base/options.h"
@@ -219,7 +220,12 @@ static void test_help(void) {
     TEST_CHECK(parse("tokenize -- --help") && !options.help, "behind -- it is an argument");
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc == 2) { /* for test_options.py: one form of help, such as --help=man */
+        if (!parse(argv[1])) return 1;
+        options_help(&options, stdout);
+        return 0;
+    }
     const char *tmp = getenv("TMPDIR");
     char folder[256];
     snprintf(folder, sizeof folder, "%s/test_options.XXXXXX", tmp ? tmp : "/tmp");
