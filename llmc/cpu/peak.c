@@ -19,6 +19,7 @@ static void multiply_add_fp32(void) {
     volatile float sink = 0;
 #pragma GCC unroll 12
     for (int i = 0; i < CHAINS; i++) sink += v_sum(sum[i]);
+    (void)sink;
 }
 
 #ifdef __AVX512BF16__
@@ -34,6 +35,7 @@ static void multiply_add_bf16(void) {
     volatile float sink = 0;
 #pragma GCC unroll 12
     for (int i = 0; i < CHAINS; i++) sink += _mm512_reduce_add_ps(sum[i]);
+    (void)sink;
 }
 enum { BF16_FLOPS = 4 };
 #else
