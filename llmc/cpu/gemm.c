@@ -158,16 +158,6 @@ static void ahead_next(GemmAhead *a, GemmTile *tile) {
 
 /* --- one tile --- */
 
-SIMD void prefetch_tile(const float *c, size_t stride, size_t rows, int for_write) {
-    for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < NR; j += LINE / sizeof(float)) {
-            if (for_write)
-                __builtin_prefetch(c + i * stride + j, 1);
-            else
-                __builtin_prefetch(c + i * stride + j, 0);
-        }
-}
-
 /* Rows of a tile whose sums (MR,NR) lie in memory: the edge of the matrix, or a GELU to do. */
 static void finish_tile(const Gemm *g, const float *sums, size_t row, size_t col, bool first, bool last) {
     size_t rows = gemm_min(MR, g->M - row), cols = gemm_min(NR, g->N - col);
@@ -188,15 +178,29 @@ static void finish_tile(const Gemm *g, const float *sums, size_t row, size_t col
         }
 }
 
+/* Remembers that the store of the tile will touch the matrix m, unless there is none. */
+static void touch(GemmTile *tile, const float *m, size_t at) {
+    if (!m) return;
+    tile->touch[tile->touch_rows / MR] = m + at;
+    tile->touch_rows += MR;
+}
+
 /* The product of an A and a B panel over k block k_index; row and col are where the tile starts. */
 static void multiply_tile(const GemmPlan *p, GemmTile *tile, size_t row, size_t col, size_t k_index) {
     const Gemm *g = p->g;
-    bool first = k_index == 0, last = k_index + 1 == p->k_blocks;
-    size_t at = row * g->N + col;
-    if (row + MR <= g->M && col + NR <= g->N && !(last && g->finish != GEMM_STORE)) {
-        const float *add = first ? g->add : g->out;
-        prefetch_tile(g->out + at, g->N, MR, 1);
-        if (add && add != g->out) prefetch_tile(add + at, g->N, MR, 0);
+    const bool first = k_index == 0, last = k_index + 1 == p->k_blocks;
+    const size_t at = row * g->N + col;
+    const float *add = first ? g->add : g->out;
+    tile->touch_rows = 0;
+    tile->touch_stride = g->N;
+    touch(tile, g->out, at);
+    if (add != g->out) touch(tile, add, at);
+    if (last && g->finish != GEMM_STORE) {
+        tile->touch_rows = 0;
+        touch(tile, g->out, at);
+        touch(tile, g->gelu, at);
+        touch(tile, g->pre, at);
+    } else if (row + MR <= g->M && col + NR <= g->N) {
         tile->c = g->out + at;
         tile->c_stride = g->N;
         tile->add = add ? add + at : NULL;

@@ -21,14 +21,18 @@ enum { NR = NV * VL, LINE = 64, UNROLL_STEPS = 4 };
 typedef enum { WORDS_FP32, WORDS_ROUNDED, WORDS_PAIRS } GemmWords;
 
 /* One tile: c (MR,NR at c_stride) = A BT + add + bias. add has c's stride; add and bias may be NULL.
- * ahead: addresses that will be packed soon; one line of each is prefetched per chunk, ahead_step bytes apart. */
-enum { AHEAD = 3 };
+ * Two kinds of memory are prefetched on the way, a little in every chunk, as a burst would hold up the loads of b:
+ * touch: what the store of the tile reads and writes, touch_rows / MR matrices of c's shape, touch_stride apart;
+ * ahead: what will be packed soon; one line of each run per chunk, ahead_step bytes apart. */
+enum { AHEAD = 3, TOUCH = 3 };
 typedef struct {
     const float *a, *b;
     size_t chunks;
     float *c;
     const float *add, *bias;
     size_t c_stride;
+    const float *touch[TOUCH];
+    size_t touch_rows, touch_stride;
     const char *ahead[AHEAD];
     size_t ahead_step;
 } GemmTile;
@@ -47,7 +51,11 @@ SIMD void gemm_kernel(const GemmTile *t, bool a_along_k, bool pairs) {
     const char *ahead[AHEAD] = {t->ahead[0], t->ahead[1], t->ahead[2]};
     vf sum[MR][NV];
     UNROLL for (int i = 0; i < MR; i++) UNROLL for (int j = 0; j < NV; j++) sum[i][j] = (vf){0};
-    for (size_t chunk = t->chunks; chunk > 0; chunk--) {
+    for (size_t chunk = 0; chunk < t->chunks; chunk++) {
+        if (chunk < t->touch_rows) {
+            const float *row = t->touch[chunk / MR] + chunk % MR * t->touch_stride;
+            UNROLL for (size_t j = 0; j < NR; j += LINE / sizeof(float)) __builtin_prefetch(row + j, 1);
+        }
         UNROLL for (int p = 0; p < AHEAD; p++) {
             __builtin_prefetch(ahead[p], 0, 2);
             ahead[p] += t->ahead_step;
