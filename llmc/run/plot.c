@@ -3,6 +3,7 @@
 #include "run/plot.h"
 #include "base/check.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "run/plot_data.h"
 #include <math.h>
 #include <stdio.h>
@@ -355,4 +356,11 @@ out:
     free(text);
     free(p);
     return ok;
+}
+
+bool plot_run(const Options *o, Error *err) {
+    const PlotConfig config = {o->arguments, o->num_arguments, o->output, o->x, o->log_x, o->smooth};
+    if (!plot_write(&config, err)) return false;
+    if (strcmp(o->output, "-")) log_info("wrote %s", o->output);
+    return true;
 }

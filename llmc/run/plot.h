@@ -2,7 +2,7 @@
  * its light or dark theme. The raw training loss is drawn light, its average bold, validation as points. */
 #ifndef LLMC_PLOT_H
 #define LLMC_PLOT_H
-#include "base/error.h"
+#include "base/options.h"
 #include <stddef.h>
 
 enum { PLOT_RUNS_MAX = 16 };
@@ -19,4 +19,7 @@ typedef struct {
 /* Reads the runs and writes the plot. Its size is bounded however long the runs are. A run that is missing or holds no
  * finite loss is an error. */
 bool plot_write(const PlotConfig *config, Error *err);
+
+/* The command `plot`: as the options say, and says what it wrote. */
+bool plot_run(const Options *options, Error *err);
 #endif

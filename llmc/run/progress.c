@@ -161,7 +161,8 @@ static void add_to_buckets(Progress *p, double loss) {
 
 void progress_sparkline(Progress *p) {
     char spark[4 * PROGRESS_BUCKETS + 1];
-    if (!p->sparkline || p->num_buckets < 2) return;
+    if (!p->color || !p->sparkline_due || p->num_buckets < 2) return;
+    p->sparkline_due = false;
     progress_spark(p->bucket, p->num_buckets, spark, sizeof spark);
     fprintf(p->out, DIM "loss " RESET "%.4f " GREEN "%s" RESET " %.4f\n", p->bucket[0], spark,
             p->bucket[p->num_buckets - 1]);
@@ -174,7 +175,6 @@ void progress_open(Progress *p, FILE *out, const char *color) {
     bool terminal = isatty(fileno(out)) && term && strcmp(term, "dumb") && !(no_color && *no_color);
     p->out = out;
     p->color = !strcmp(color, "always") || (strcmp(color, "never") && terminal);
-    p->sparkline = p->color;
     p->last_val = NAN;
     p->bucket_steps = 1;
 }
@@ -186,6 +186,7 @@ void progress_step(Progress *p, const ProgressStep *step, bool print) {
         p->smoothed_seconds =
             first ? step->step_seconds : 0.9 * p->smoothed_seconds + 0.1 * step->step_seconds;
         add_to_buckets(p, step->loss);
+        p->sparkline_due = true;
     }
     if (step->has_val) p->last_val = step->val_loss;
     if (!print) return;

@@ -31,7 +31,8 @@ enum { PROGRESS_BUCKETS = 48 };
 
 typedef struct {
     FILE *out;
-    bool color, sparkline;
+    bool color;
+    bool sparkline_due;      /* steps have come since the last one */
     double smoothed_seconds; /* of a step, for the time left; 0: none yet */
     double last_val;         /* NaN: none yet */
     /* the mean loss of each run of bucket_steps steps; when full, neighbours are merged */
@@ -46,7 +47,8 @@ void progress_open(Progress *progress, FILE *out, const char *color);
 /* Takes every step into account (time left, sparkline), and prints its line if `print`. */
 void progress_step(Progress *progress, const ProgressStep *step, bool print);
 
-/* The sparkline of the loss so far, on a line of its own; nothing where there is no colour. */
+/* The sparkline of the loss so far, on a line of its own; nothing where there is no colour, or
+ * no step since the last one. */
 void progress_sparkline(Progress *progress);
 
 /* The line without its newline; seconds_left NaN: not shown; val: the last one known, NaN: none. Returns its length in
