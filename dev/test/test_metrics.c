@@ -6,6 +6,8 @@
 #include "run/event_file.h"
 #include "run/metrics.h"
 #include "test.h"
+#include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static Error err;
@@ -79,6 +81,30 @@ static void test_resume(const char *folder) {
     TEST_CHECK(!strcmp(err.text, "/nonexistent/run/metrics.jsonl: cannot write: No such file or directory "
                                  "(check the spelling)"),
                "%s", err.text);
+}
+
+/* The disk fills up, as far as a test may have that happen: an error, and no torn line. */
+static void test_full_disk(const char *folder) {
+    char path[600];
+    Metrics m;
+    struct rlimit old, small;
+    snprintf(path, sizeof path, "%s/metrics.jsonl", folder);
+    signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &old);
+    small = old;
+    small.rlim_cur = 1000;
+    TEST_CHECK(metrics_open(&m, folder, 0, &err), "%s", err.text);
+    setrlimit(RLIMIT_FSIZE, &small);
+    int64_t step = 0;
+    for (bool ok = true; ok && step < 100; step += ok) {
+        ProgressStep s = step_at(step);
+        ok = metrics_step(&m, &s, &err);
+    }
+    setrlimit(RLIMIT_FSIZE, &old);
+    metrics_close(&m);
+    TEST_CHECK(step > 2 && step < 10 && strstr(err.text, "metrics.jsonl: cannot write"), "step %lld: %s",
+               (long long)step, err.text);
+    check_file(path, step - 1);
 }
 
 static void test_line(void) {
@@ -204,6 +230,7 @@ int main(int argc, char **argv) {
     snprintf(folder, sizeof folder, "%s/test_metrics.XXXXXX", tmp ? tmp : "/tmp");
     if (!mkdtemp(folder)) return 1;
     test_resume(folder);
+    test_full_disk(folder);
     test_line();
     test_event_record();
     test_progress_line();
