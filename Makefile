@@ -1,5 +1,16 @@
-# toroid: make (what can be built here), make test, make help.
-# Settings: CC, BUILD, OPT, SANITIZE=address,undefined|thread, BLAS=openblas|blis|mkl, WERROR=0
+# toroid's build: `make help` lists the targets.
+#
+# help: targets
+# help:   make train_gpt2   the trainer, for the CPU (the default)
+# help:   make test_gpt2    the parity test against reference outputs
+# help:   make tests        the unit tests, into build/test; make benches: the benchmarks, into build/bench
+# help:   make test         everything that scripts/test.sh runs
+# help:   make clean
+# help: settings
+# help:   CC=gcc|clang|aarch64-linux-gnu-gcc   the compiler; its target decides which kernels are built
+# help:   BLAS=openblas|blis|mkl    fp32 matmuls by that library instead of our own
+# help:   BUILD=folder              where everything is built (build)
+# help:   OPT=-O3  SANITIZE=address,undefined|thread  WERROR=0  CFLAGS_EXTRA=...
 BUILD    ?= build
 CC       := $(if $(filter default,$(origin CC)),gcc,$(CC))
 OPT      ?= -O3
@@ -83,8 +94,12 @@ $(foreach isa,$(CPU_ISAS),$(eval $(call ISA_RULE,$(isa))))
 
 tests: $(TESTS)
 benches: $(BENCHES)
+test:
+	@scripts/test.sh
+help:
+	@sed -n 's/^# help: //p' Makefile
 clean:
 	rm -rf $(BUILD) train_gpt2 test_gpt2
-.PHONY: all train_gpt2 test_gpt2 tests benches clean
+.PHONY: all train_gpt2 test_gpt2 tests benches test help clean
 .SECONDARY:
--include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD)/llmc $(BUILD)/dev -name '*.d' 2>/dev/null) $(wildcard $(BUILD)/*.d)
