@@ -64,7 +64,7 @@ SIMD vf weights_at(const void *row, WeightType type, size_t c, size_t n) {
     return v_load_bf16(some);
 }
 
-/* sum[r] = row r times x, for rows `bytes` apart. */
+/* sum[r] = row `row` + r times x; for INT8, x is padded like the rows. */
 SIMD void rows_times(float *sum, const PackedWeight *w, WeightType type, size_t row, const float *x,
                      size_t rows) {
     size_t groups = groups_of(w->C), C = w->C;
@@ -77,9 +77,7 @@ SIMD void rows_times(float *sum, const PackedWeight *w, WeightType type, size_t 
             vf part[ROWS] = {{0}};
             UNROLL for (size_t c = 0; c < GROUP; c += VL) {
                 size_t column = g * GROUP + c;
-                vf xs = column + VL <= C ? v_load(x + column)
-                        : column < C     ? v_load_n(x + column, C - column)
-                                         : (vf){0};
+                vf xs = v_load(x + column);
                 UNROLL for (size_t r = 0; r < rows; r++) part[r] =
                     v_fma(weights_at(at + r * bytes, type, column, VL), xs, part[r]);
             }
@@ -116,7 +114,13 @@ SIMD void rows_forward(float *out, const float *x, const PackedWeight *w, Weight
 
 void KERNEL(matvec_forward)(floatX *out, const floatX *x, PackedWeight w, const floatX *bias,
                             const floatX *residual) {
-    const size_t chunk = 32;
+    const size_t chunk = 32, padded = groups_of(w.C) * GROUP;
+    if (w.type == WEIGHT_INT8 && padded != w.C) {
+        float *copy = cpu_scratch(SCRATCH_DECODE, padded * sizeof(float));
+        memcpy(copy, x, w.C * sizeof(float));
+        memset(copy + w.C, 0, (padded - w.C) * sizeof(float));
+        x = copy;
+    }
 #pragma omp parallel for schedule(static) if (w.OC * w.C > 32768)
     for (size_t from = 0; from < w.OC; from += chunk) {
         size_t to = from + chunk < w.OC ? from + chunk : w.OC;
