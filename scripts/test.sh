@@ -13,7 +13,7 @@ logs=build/test-logs
 jobs=$(nproc)
 passed=0 failed=0 skipped=0
 mkdir -p "$logs"
-export PACKAGES_LOG=$logs/packages.log TOROID_DATA=${TOROID_DATA:-data}
+export PACKAGES_LOG=$logs/packages.log TOROID_DATA=${TOROID_DATA:-data} BUILD=build
 
 # run NAME COMMAND...: one test.
 run() {

@@ -92,7 +92,7 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
              "GB free",
              1e-9 * needed, 1e-9 * (double)params, 1e-9 * (double)params, 1e-9 * (double)adamw_bytes(n),
              1e-9 * (double)(model - 2 * params), 1e-9 * available);
-    if (!available || needed < available) return true;
+    if (available == 0 || needed < available) return true;
     return error_set(err,
                      "training needs %.2f GB of memory, %.2f GB is free (lower --batch-size, --sequence or "
                      "--head-rows, or take a smaller model)",
