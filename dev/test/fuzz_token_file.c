@@ -5,13 +5,14 @@
 #include "fuzz.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
-    static const uint8_t good[16] = {0x98, 0xd8, 0x34, 0x01, 1, 0, 0, 0, 100, 0, 0, 0, 1, 1, 0, 0};
+    static const uint32_t good[] = {TOKEN_FILE_MAGIC, TOKEN_FILE_VERSION, 100, 257};
     uint8_t header[TOKEN_FILE_HEADER_BYTES] = {0};
     Error err = {""};
     TokenFileInfo info;
     token_file_check(data, bytes, bytes, "fuzz", &info, &err); /* as it is */
-    memcpy(header, good, sizeof good);
+    for (size_t i = 0; i < sizeof good; i++) header[i] = (uint8_t)(good[i / 4] >> (8 * (i % 4)));
     uint64_t size = TOKEN_FILE_HEADER_BYTES + 200;
+    CHECK(token_file_check(header, sizeof header, size, "fuzz", &info, &err) && info.tokens == 100);
     for (size_t i = 0; i + 1 < bytes; i += 2) {
         if (data[i] % 8 == 7)
             size = size * 3 + data[i + 1];

@@ -115,7 +115,7 @@ static void test_damage(void) {
     } headers[] = {{0, 20240326, "model file of llm.c"},
                    {0, 20240801, "Llama 3"},
                    {0, 20240522, "HellaSwag"},
-                   {0, 0x98d83401, "big-endian"},
+                   {0, __builtin_bswap32(TOKEN_FILE_MAGIC), "big-endian"},
                    {1, 2, "version 2"},
                    {1, 0, "version 0"},
                    {2, 51, "truncated"},

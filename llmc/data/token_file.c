@@ -38,7 +38,7 @@ static const char *looks_like(const unsigned char *bytes, size_t count) {
     uint32_t magic = count >= 4 ? u32_at(bytes, 0) : 0;
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (count >= 4 && magic == known[i].magic) return known[i].name;
-    if (count >= 4 && magic == 0x98d83401) return "a token file of a big-endian machine";
+    if (count >= 4 && magic == 0x88d83401) return "a token file of a big-endian machine";
     if (count >= 2 && bytes[0] == 0x1f && bytes[1] == 0x8b) return "a gzip-compressed file";
     if (count >= 9 && bytes[8] == '{' && !bytes[7]) return "a safetensors model file";
     for (size_t i = 0; i < count; i++)
