@@ -12,7 +12,5 @@ __typeof__(matmul_forward) blas_matmul_forward;
 __typeof__(matmul_gelu_forward) blas_matmul_gelu_forward;
 __typeof__(matmul_backward) blas_matmul_backward;
 __typeof__(matmul_gelu_backward) blas_matmul_gelu_backward;
-/* Tells the library how many threads to use; device_open calls it. */
-void blas_threads_set(int threads);
 #endif
 #endif

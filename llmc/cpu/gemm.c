@@ -14,7 +14,8 @@
 enum {
     STEPS_MAX = 768,                /* of k summed in registers before the sum goes to memory */
     PRIVATE_WORDS = 448 << 10 >> 2, /* of a private block: half a cache */
-    SHARED_WORDS = 24 << 20 >> 2,   /* of what is packed for all at a time */
+    SHARED_WORDS =
+        3 << 20 >> 2, /* of what is packed for all at a time: streamed from the third-level cache */
     BLOCKS_PER_THREAD = 6,
     PACK_PANELS = 4,   /* shared panels packed by one thread at a time */
     WORK_MIN = 1 << 18 /* multiplications that are worth waking the threads */
