@@ -6,6 +6,7 @@
 #include "cpu/isa.h"
 #include "cpu/simd.h"
 #include <math.h>
+#include <stdbool.h>
 
 SIMD float row_max(const float *x, size_t V) {
     vf most[4];
@@ -19,12 +20,14 @@ SIMD float row_max(const float *x, size_t V) {
     return tail > all ? tail : all;
 }
 
-/* Sum of e^(x - max); keeps the exponentials in x if `keep`. */
-SIMD float row_exp_sum(float *x, float max, size_t V, int keep) {
+/* Sum of e^(x - max); keeps the exponentials in x if `keep`. Meanwhile the next row is fetched: memory works while the
+ * exponentials are computed. */
+SIMD float row_exp_sum(float *x, float max, size_t V, const float *next, bool keep) {
     vf sum[2] = {{0}}, m = v_set1(max);
     size_t i = 0;
     for (; i + 2 * VL <= V; i += 2 * VL)
         for (size_t k = 0; k < 2; k++) {
+            if ((i + k * VL) % 16 == 0) __builtin_prefetch(next + i + k * VL, 0, 2);
             vf e = v_exp(v_load(x + i + k * VL) - m);
             sum[k] += e;
             if (keep) v_store(x + i + k * VL, e);
@@ -40,14 +43,14 @@ SIMD float row_exp_sum(float *x, float max, size_t V, int keep) {
     return v_sum(sum[0] + sum[1]);
 }
 
-static float row_classify(float *x, int32_t target, float dloss, size_t V, size_t Vp) {
+static float row_classify(float *x, int32_t target, float dloss, size_t V, size_t Vp, const float *next) {
     if (target < 0) {
         if (dloss != 0) memset(x, 0, Vp * sizeof(float));
         return 0;
     }
     CHECK_OP(target, <, V);
     float max = row_max(x, V), wanted = x[target];
-    float sum = dloss != 0 ? row_exp_sum(x, max, V, 1) : row_exp_sum(x, max, V, 0);
+    float sum = dloss != 0 ? row_exp_sum(x, max, V, next, true) : row_exp_sum(x, max, V, next, false);
     float loss = (float)(log((double)sum) + ((double)max - (double)wanted));
     if (dloss == 0) return loss;
     float scale = dloss / sum;
@@ -59,7 +62,9 @@ static float row_classify(float *x, int32_t target, float dloss, size_t V, size_
 
 void KERNEL(classifier)(floatX *logits, float *losses, const int32_t *targets, float dloss, size_t N,
                         size_t V, size_t Vp) {
-#pragma omp parallel for schedule(dynamic, 4) if (N * V > 16384)
-    for (size_t row = 0; row < N; row++)
-        losses[row] = row_classify(logits + row * Vp, targets[row], dloss, V, Vp);
+#pragma omp parallel for schedule(dynamic, 16) if (N * V > 16384)
+    for (size_t row = 0; row < N; row++) {
+        float *x = logits + row * Vp;
+        losses[row] = row_classify(x, targets[row], dloss, V, Vp, row + 1 < N ? x + Vp : x);
+    }
 }
