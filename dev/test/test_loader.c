@@ -136,6 +136,8 @@ static void test_bad_data(void) {
     TEST_CHECK(loader_batch(l, 0, 1, x, y, &err), "%s", err.text);
     TEST_CHECK(!loader_batch(l, 1, 1, x, y, &err) && strstr(err.text, "x_001.bin: token 40 has id 140"), "%s",
                err.text);
+    loader_set_vocab_size(l, 141);
+    TEST_CHECK(loader_batch(l, 1, 1, x, y, &err), "%s", err.text);
     loader_close(l);
 
     l = loader_open(pattern, 40, 1, false, 0, &err); /* a file that shrinks, or changes, while in use */

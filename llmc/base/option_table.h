@@ -79,10 +79,10 @@
       "tokens of a BPE vocabulary to train on the inputs first, and use; 0: do not")                         \
     X(CHOICE, documents, 0, "file", 0, 0, "", TOKENIZE, DATA, ONE_OF("file", "blank-line"),                  \
       "what ends a document: each end of file, or each blank line")                                          \
-    X(DOUBLE, val_fraction, 0, "0.1", 0, 1, "of the tokens", TOKENIZE, DATA, NONE,                           \
-      "part held back for validation, at the end")                                                           \
+    X(DOUBLE, val_fraction, 0, "0.1", 0, 1, "of the text", TOKENIZE, DATA, NONE,                             \
+      "part at the start that is held back for validation")                                                  \
     X(INT64, val_tokens, 0, "0", 0, 1e15, "tokens", TOKENIZE, DATA, NONE,                                    \
-      "tokens held back for validation; 0: by --val-fraction")                                               \
+      "tokens at the start that are held back for validation; 0: by --val-fraction")                         \
     X(INT64, shard_tokens, 0, "100000000", 1024, 1e15, "tokens", TOKENIZE, DATA, NONE,                       \
       "tokens in one file at most")                                                                          \
     X(BOOL, decode, 'd', "no", 0, 0, "", TOKENIZE, DATA, NONE,                                               \

@@ -219,6 +219,11 @@ bool loader_batch(Loader *loader, uint64_t first, int count, int32_t *inputs, in
     return true;
 }
 
+void loader_set_vocab_size(Loader *loader, int vocab_size) {
+    CHECK(vocab_size > 0);
+    loader->vocab_size = vocab_size;
+}
+
 uint64_t loader_samples(const Loader *loader) {
     return loader->samples;
 }

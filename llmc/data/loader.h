@@ -18,6 +18,9 @@ typedef struct Loader Loader;
 Loader *loader_open(const char *pattern, int T, uint64_t seed, bool shuffle, int vocab_size, Error *err);
 void loader_close(Loader *loader); /* NULL: nothing */
 
+/* Sets the vocabulary of which ids must be, when it was not known at loader_open; > 0. */
+void loader_set_vocab_size(Loader *loader, int vocab_size);
+
 /* Fills inputs and targets (both (count, T), row-major) with the samples first, first + 1, ...; false with err
  * (file and position) if a file cannot be read or holds an id outside the vocabulary. Tells the kernel to read
  * ahead the batch that comes next if first grows by the same step as it did last time. One caller at a time. */

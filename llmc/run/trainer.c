@@ -192,6 +192,7 @@ static bool open_all(Trainer *t, const ModelSource *source, Error *err) {
             err, "%s: has a vocabulary of %d, the model %s only %d (tokenize with the model's tokenizer)",
             o->train_data, vocab, o->init, config.vocab);
     if (!gpt2_config_check(&config, err)) return false;
+    loader_set_vocab_size(t->train_loader, config.vocab);
     log_info("data        %llu tokens in %d file%s, %llu sequences of %zu an epoch",
              (unsigned long long)loader_tokens(t->train_loader), loader_shards(t->train_loader),
              loader_shards(t->train_loader) == 1 ? "" : "s",
