@@ -244,19 +244,13 @@ static bool list_word(BpeTrainer *t, Pair *pair, uint32_t word) {
     return true;
 }
 
-/* Adds (or with remove takes away) the pairs of one word; lists the word with the pairs that hold `symbol`, or with
- * all of them if symbol is NONE. */
-static bool count_pairs(BpeTrainer *t, uint32_t w, bool remove, uint32_t symbol) {
-    const Word *word = &t->words.items[w];
-    const uint16_t *s = t->symbols + word->at;
-    for (uint32_t i = 0; i + 1 < word->length; i++) {
-        Pair *pair = find_pair(t, (uint32_t)s[i] << 16 | s[i + 1]);
-        if (!pair) return false;
-        pair->count = remove ? pair->count - word->count : pair->count + word->count;
-        bool listed = !remove && (symbol == NONE || s[i] == symbol || s[i + 1] == symbol);
-        if (listed && !list_word(t, pair, w)) return false;
-    }
-    return true;
+/* One more place of the pair in the word, for each time the word occurs; or one less. */
+static bool count_pair(BpeTrainer *t, uint32_t w, uint32_t left, uint32_t right, bool more) {
+    uint64_t count = t->words.items[w].count;
+    Pair *pair = find_pair(t, left << 16 | right);
+    if (!pair) return false;
+    pair->count = more ? pair->count + count : pair->count - count;
+    return !more || list_word(t, pair, w);
 }
 
 static bool is_before(Candidate a, Candidate b) {
@@ -287,27 +281,26 @@ static Candidate heap_pop(BpeTrainer *t) {
     return top;
 }
 
-/* Replaces the pair by the symbol in one word; false if it is not there. */
-static bool merge_in_word(BpeTrainer *t, uint32_t w, uint32_t pair, uint16_t symbol) {
-    Word *word = &t->words.items[w];
-    uint16_t *s = t->symbols + word->at;
-    uint32_t kept = 0;
-    for (uint32_t i = 0; i < word->length; i++) {
-        bool here = i + 1 < word->length && ((uint32_t)s[i] << 16 | s[i + 1]) == pair;
-        s[kept++] = here ? symbol : s[i];
-        i += here;
+/* Replaces the pair by the symbol in one word, from left to right, and counts what that does to its neighbours. */
+static bool merge_in_word(BpeTrainer *t, uint32_t w, uint32_t left, uint32_t right, uint16_t symbol) {
+    uint32_t length = t->words.items[w].length, kept = 0;
+    uint16_t *s = t->symbols + t->words.items[w].at;
+    bool ok = true;
+    for (uint32_t i = 0; i < length; i++) {
+        if (i + 1 == length || s[i] != left || s[i + 1] != right) {
+            s[kept++] = s[i];
+            continue;
+        }
+        if (kept > 0)
+            ok = ok && count_pair(t, w, s[kept - 1], left, false) &&
+                 count_pair(t, w, s[kept - 1], symbol, true);
+        if (i + 2 < length)
+            ok = ok && count_pair(t, w, right, s[i + 2], false) && count_pair(t, w, symbol, s[i + 2], true);
+        s[kept++] = symbol;
+        i++;
     }
-    bool found = kept < word->length;
-    word->length = kept;
-    return found;
-}
-
-static bool holds_pair(const BpeTrainer *t, uint32_t w, uint32_t pair) {
-    const Word *word = &t->words.items[w];
-    const uint16_t *s = t->symbols + word->at;
-    for (uint32_t i = 0; i + 1 < word->length; i++)
-        if (((uint32_t)s[i] << 16 | s[i + 1]) == pair) return true;
-    return false;
+    t->words.items[w].length = kept;
+    return ok;
 }
 
 /* Merges the pair wherever it is, and offers the pairs that this brings. */
@@ -315,18 +308,16 @@ static bool apply_merge(BpeTrainer *t, uint32_t index, uint16_t symbol) {
     uint32_t pair = t->pairs.items[index].pair, node = t->pairs.items[index].list;
     size_t first_new = t->pairs.count;
     t->pairs.items[index].list = NONE;
-    while (node != NONE) {
+    while (node != NONE) { /* a word may be on the list twice, or an earlier merge took the pair from it */
         uint32_t w = t->nodes.items[node].word, next = t->nodes.items[node].next;
         t->nodes.items[node].next = t->free_node;
         t->free_node = node;
         node = next;
-        if (!holds_pair(t, w, pair)) continue; /* an earlier merge took it, or the list has the word twice */
-        if (!count_pairs(t, w, true, NONE)) return false;
-        CHECK(merge_in_word(t, w, pair, symbol));
-        if (!count_pairs(t, w, false, symbol)) return false;
+        if (!merge_in_word(t, w, pair >> 16, pair & 0xffff, symbol)) return false;
     }
+    t->pairs.items[index].count = 0;
     for (size_t p = first_new; p < t->pairs.count; p++)
-        if (!heap_push(t, (uint32_t)p)) return false;
+        if (t->pairs.items[p].count > 1 && !heap_push(t, (uint32_t)p)) return false;
     return true;
 }
 
@@ -338,8 +329,11 @@ static bool begin_merging(BpeTrainer *t, const Tokenizer *bytes) {
     t->free_node = NONE;
     if (!t->symbols || !t->pair_slots) return false;
     for (size_t i = 0; i < t->bytes.count; i++) t->symbols[i] = bytes->byte_ids[t->bytes.items[i]];
-    for (size_t w = 0; w < t->words.count; w++)
-        if (!count_pairs(t, (uint32_t)w, false, NONE)) return false;
+    for (size_t w = 0; w < t->words.count; w++) {
+        const uint16_t *s = t->symbols + t->words.items[w].at;
+        for (uint32_t i = 0; i + 1 < t->words.items[w].length; i++)
+            if (!count_pair(t, (uint32_t)w, s[i], s[i + 1], true)) return false;
+    }
     for (size_t p = 0; p < t->pairs.count; p++)
         if (!heap_push(t, (uint32_t)p)) return false;
     return true;
