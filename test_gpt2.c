@@ -301,7 +301,7 @@ out:
 
 /* --- arguments --- */
 
-static bool test_path(const char *path, Precision precision, bool *ok, Error *err) {
+static bool test_argument(const char *path, Precision precision, bool *ok, Error *err) {
     if (!file_is_directory(path)) {
         bool this = false, done = test_state(path, precision, &this, err);
         *ok &= this;
@@ -370,7 +370,7 @@ int main(int argc, char **argv) {
     printf("%s\n", device_describe());
     bool ok = true;
     for (int i = 0; i < paths; i++) {
-        if (!test_path(argv[i], device.precision, &ok, &err)) {
+        if (!test_argument(argv[i], device.precision, &ok, &err)) {
             fflush(stdout);
             fprintf(stderr, "error: %s\n", err.text);
             ok = false;

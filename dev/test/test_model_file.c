@@ -180,6 +180,13 @@ static void test_damage(void) {
     header[1] = 1;
     test_file_write(path.path, data, bytes);
     refuse(path.path, "version 1");
+    header[1] = 5;
+    data[bytes - 100] = 0x80, data[bytes - 99] = 0x7f; /* an infinity */
+    test_file_write(path.path, data, bytes);
+    GPT2 n;
+    GPT2Config config;
+    TEST_CHECK(!read_model(path.path, &n, &config, &err) && strstr(err.text, "not a finite"), "%s", err.text);
+    gpt2_free(&n);
     free(data);
     gpt2_free(&m);
     refuse(test_path("nowhere.bin").path, "cannot open");
@@ -225,11 +232,11 @@ static void test_fuzz(void) {
     int loaded = 0;
     TEST_CHECK(model_file_write(path.path, &m, TENSOR_BF16, &err), "%s", err.text);
     uint8_t *data = test_file_read(path.path, &bytes), *copy = malloc(bytes);
-    for (uint64_t round = 0; round < 2000; round++) {
+    for (uint64_t round = 0; round < 1000; round++) {
         memcpy(copy, data, bytes);
         loaded += LLVMFuzzerTestOneInput(copy, test_mutate(copy, bytes, round % 2 ? 40 : 2000, round));
     }
-    TEST_CHECK(loaded > 0 && loaded < 2000, "%d of 2000 loaded", loaded);
+    TEST_CHECK(loaded > 0 && loaded < 1000, "%d of 1000 loaded", loaded);
     free(data), free(copy);
     gpt2_free(&m);
 }

@@ -3,7 +3,7 @@
 #include "base/check.h"
 #include "run/run_state.h"
 #include "run/safetensors.h"
-#include <limits.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -97,7 +97,7 @@ fail:
     return false;
 }
 
-/* Values at .. at+n of one layer's tensor of the model, as stored in memory: flat offset `first`. */
+/* `count` weights of m from element `first` of the flat array on. block: TENSOR_IO_BLOCK floats of scratch. */
 static bool write_tensor(FileWriter *writer, const GPT2 *m, size_t first, size_t count, TensorType type,
                          float *block, Error *err) {
     for (size_t at = 0; at < count; at += TENSOR_IO_BLOCK) {
@@ -139,37 +139,32 @@ out:
 
 /* --- a run's folder --- */
 
-static bool run_find(RunStatePlace *place, const char *path, const char *name, size_t bytes_max, Error *err) {
-    if (!run_state_find(path, name, place, err)) return false;
-    if (place->bytes > bytes_max)
-        return error_set(err, "%s: its record '%s' has %llu bytes, more than it can have", place->path, name,
-                         (unsigned long long)place->bytes);
-    return true;
+static bool run_config(GPT2Config *config, const char *path, Error *err) {
+    Error why;
+    RunRecord record = {"config", config, sizeof *config, false};
+    if (!run_state_load(path, &record, 1, err)) return false;
+    return gpt2_config_check(config, &why) ||
+           error_set(err, "%s: not a usable run state: %s", path, why.text);
 }
 
 static bool run_open(ModelSource *source, const char *path, Error *err) {
-    Error why;
-    RunStatePlace config, params;
-    if (!run_find(&config, path, "config", sizeof source->config, err)) return false;
-    if (config.bytes != sizeof source->config)
-        return error_set(err, "%s: its record 'config' has %llu bytes, not %zu (made by another version?)",
-                         config.path, (unsigned long long)config.bytes, sizeof source->config);
-    RunRecord records[] = {{"config", &source->config, sizeof source->config, false}};
-    if (!run_state_load(path, records, 1, err)) return false;
-    if (!gpt2_config_check(&source->config, &why))
-        return error_set(err, "%s: not a usable run state: %s", config.path, why.text);
     const GPT2Config *c = &source->config;
+    RunStatePlace params;
+    if (!run_config(&source->config, path, err) || !run_state_find(path, "params", &params, err))
+        return false;
     uint64_t count = gpt2_param_count(c);
-    if (!run_find(&params, path, "params", SIZE_MAX, err)) return false;
-    if (params.bytes != count * 4 && params.bytes != count * 2)
-        return error_set(err, "%s: its record 'params' has %llu bytes; a model of its sizes has %llu",
-                         params.path, (unsigned long long)params.bytes, (unsigned long long)count * 4);
-    if (!model_source_allocate(source, 1, err)) return false;
-    if (!tensor_file_open(&source->files[0], params.path, err)) {
-        model_source_close(source);
+    if (params.bytes != count * 4 && params.bytes != count * 2) {
+        error_set(err, "%s: its record 'params' has %llu bytes; a model of its sizes has %llu",
+                  params.file.path, (unsigned long long)params.bytes, (unsigned long long)count * 4);
+        tensor_file_close(&params.file);
+        return false;
+    }
+    if (!model_source_allocate(source, 1, err)) {
+        tensor_file_close(&params.file);
         return false;
     }
     TensorType type = params.bytes == count * 4 ? TENSOR_F32 : TENSOR_BF16;
+    source->files[0] = params.file;
     source->format = "run state";
     for (int t = 0; t < NUM_PARAM_TENSORS; t++)
         for (int l = 0; l < layers_of(c, t); l++)
@@ -205,13 +200,24 @@ bool model_source_open(ModelSource *source, const char *path, Error *err) {
         path);
 }
 
+/* n elements of a place from element `at` on. A weight that is not finite is the one damage that can be seen. */
+static bool read_block(const TensorFile *file, TensorPlace place, size_t at, float *block, size_t n,
+                       Error *err) {
+    uint64_t offset = place.offset + (uint64_t)at * tensor_type_bytes(place.type);
+    if (!tensor_file_read_floats(file, offset, place.type, block, n, err)) return false;
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(block[i]))
+            return error_set(err, "%s: damaged: the weight at byte %llu is not a finite number", file->path,
+                             (unsigned long long)(offset + i * tensor_type_bytes(place.type)));
+    return true;
+}
+
 /* A tensor stored as in memory: in blocks. */
 static bool load_plain(const TensorFile *file, TensorPlace place, floatX *out, size_t count, float *block,
                        Error *err) {
     for (size_t at = 0; at < count; at += TENSOR_IO_BLOCK) {
         size_t n = count - at < TENSOR_IO_BLOCK ? count - at : TENSOR_IO_BLOCK;
-        uint64_t offset = place.offset + (uint64_t)at * tensor_type_bytes(place.type);
-        if (!tensor_file_read_floats(file, offset, place.type, block, n, err)) return false;
+        if (!read_block(file, place, at, block, n, err)) return false;
         device_write_floats(out + at, block, n);
     }
     return true;
@@ -226,8 +232,7 @@ static bool load_transposed(const TensorFile *file, TensorPlace place, floatX *o
         return error_set(err, "%s: no memory to turn a matrix of %zu by %zu", file->path, rows, cols);
     for (size_t at = 0; at < count; at += TENSOR_IO_BLOCK) {
         size_t n = count - at < TENSOR_IO_BLOCK ? count - at : TENSOR_IO_BLOCK;
-        uint64_t offset = place.offset + (uint64_t)at * tensor_type_bytes(place.type);
-        if (!tensor_file_read_floats(file, offset, place.type, block, n, err)) {
+        if (!read_block(file, place, at, block, n, err)) {
             free(matrix);
             return false;
         }

@@ -34,8 +34,8 @@ typedef struct {
 /* Opens whatever model lies at path: a file of one of the formats, or a folder of one. Fails unless every tensor of the
  * configuration is there with its exact shape. After a failure nothing needs closing. */
 bool model_source_open(ModelSource *source, const char *path, Error *err);
-/* Reads all weights into m->params; m->config must have the sizes of source->config. The padded rows become zero. On
- * failure the weights are a mixture and must not be used. */
+/* Reads all weights into m->params; m->config must have the sizes of source->config. The padded rows become zero. A
+ * weight that is not finite is an error. On failure the weights are a mixture and must not be used. */
 bool model_source_load(const ModelSource *source, GPT2 *m, Error *err);
 void model_source_close(ModelSource *source);
 

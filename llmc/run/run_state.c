@@ -6,7 +6,6 @@
 #include "base/crc32c.h"
 #include "base/log.h"
 #include "model/device.h"
-#include "run/tensor_io.h"
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -220,7 +219,7 @@ static bool read_entry(const State *state, const Entry *e, unsigned char *memory
 }
 
 /* What is done with one file of the folder. */
-typedef bool (*Visit)(const State *state, void *ctx, unsigned char *block, Error *err);
+typedef bool (*Visit)(State *state, void *ctx, unsigned char *block, Error *err);
 
 /* Visits the files, newest first, until one succeeds. The error is the newest file's; an older one that had to do is
  * warned about. */
@@ -253,7 +252,7 @@ typedef struct {
     size_t count;
 } Wanted;
 
-static bool load_records(const State *state, void *ctx, unsigned char *block, Error *err) {
+static bool load_records(State *state, void *ctx, unsigned char *block, Error *err) {
     const Wanted *wanted = ctx;
     for (size_t i = 0; i < wanted->count; i++) {
         const RunRecord *r = &wanted->records[i];
@@ -281,12 +280,12 @@ typedef struct {
     RunStatePlace *place;
 } Search;
 
-static bool find_record(const State *state, void *ctx, unsigned char *block, Error *err) {
+static bool find_record(State *state, void *ctx, unsigned char *block, Error *err) {
     const Search *search = ctx;
     const Entry *e = state_entry(state, search->name, err);
     if (!e || !read_entry(state, e, NULL, false, block, err)) return false;
-    memcpy(search->place->path, state->file.path, sizeof search->place->path);
-    search->place->offset = e->offset, search->place->bytes = e->bytes;
+    *search->place = (RunStatePlace){state->file, e->offset, e->bytes};
+    state->file.fd = -1; /* it is the caller's now */
     return true;
 }
 

@@ -16,7 +16,7 @@
 #ifndef LLMC_RUN_STATE_H
 #define LLMC_RUN_STATE_H
 #include "base/error.h"
-#include "base/file.h"
+#include "run/tensor_io.h"
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -42,10 +42,11 @@ bool run_state_save(const char *directory, const RunRecord *records, size_t coun
 bool run_state_load(const char *directory, const RunRecord *records, size_t count, Error *err);
 
 typedef struct {
-    char path[FILE_PATH_BYTES]; /* the file that holds it */
+    TensorFile file; /* the file that holds it, open: a save may rename it meanwhile */
     uint64_t offset, bytes;
 } RunStatePlace;
 
-/* Where the newest state with a whole record of this name has it; reads it once to check it. */
+/* Where the newest state with a whole record of this name has it; reads it once to check it. On success the caller
+ * closes place->file. */
 bool run_state_find(const char *directory, const char *name, RunStatePlace *place, Error *err);
 #endif
