@@ -88,6 +88,48 @@ static void test_splits(void) {
     unlink(in_folder("t"));
 }
 
+/* Decodes to a file; whether it holds the text. */
+static bool decodes_to(const char *const *inputs, size_t count, const char *spec, const char *text,
+                       size_t bytes) {
+    char *decoded = NULL;
+    size_t decoded_bytes = 0;
+    fflush(stdout);
+    int saved = dup(STDOUT_FILENO), fd = open(in_folder("decoded"), O_CREAT | O_TRUNC | O_WRONLY, 0600);
+    dup2(fd, STDOUT_FILENO);
+    close(fd);
+    err.text[0] = 0;
+    bool ok = tokenize_decode(inputs, count, spec, &err);
+    fflush(stdout);
+    dup2(saved, STDOUT_FILENO);
+    close(saved);
+    if (!ok || !file_read(in_folder("decoded"), 1 << 30, &decoded, &decoded_bytes, &err)) return false;
+    ok = decoded_bytes == bytes && !memcmp(decoded, text, bytes);
+    free(decoded);
+    return ok;
+}
+
+/* More text than is read and written at once. */
+static void test_large(void) {
+    size_t bytes = 2500000;
+    char *text = malloc(bytes);
+    TokenFileInfo val = {0}, train = {0};
+    int fd;
+    for (size_t i = 0; i < bytes; i++) text[i] = (char)('a' + i % 7919 % 26);
+    TEST_CHECK(file_write(in_folder("t"), text, bytes, &err), "%s", err.text);
+    for (int by_fraction = 0; by_fraction < 2; by_fraction++) {
+        TokenizeOptions options = {.val_tokens = by_fraction ? 0 : 1500001,
+                                   .val_fraction = by_fraction ? 0.6 : 0};
+        TEST_CHECK(run(options, "t"), "%s", err.text);
+        if (token_file_open(in_folder("out/x_val_000000.bin"), &fd, &val, &err)) close(fd);
+        if (token_file_open(in_folder("out/x_train_000000.bin"), &fd, &train, &err)) close(fd);
+        TEST_CHECK(val.tokens == 1500001 && train.tokens == 1000000, "%llu %llu",
+                   (unsigned long long)val.tokens, (unsigned long long)train.tokens);
+        const char *files[] = {in_folder("out/x_val_000000.bin"), in_folder("out/x_train_000000.bin")};
+        TEST_CHECK(decodes_to(files, 2, NULL, text, bytes), "%s", err.text);
+    }
+    free(text);
+}
+
 static void test_folder(void) {
     mkdir(in_folder("in"), 0700);
     mkdir(in_folder("in/b"), 0700);
@@ -173,26 +215,6 @@ static void test_disk_full(void) {
     setrlimit(RLIMIT_FSIZE, &old);
     TEST_CHECK(!ok && strstr(err.text, "full/x_"), "%s", err.text);
     TEST_CHECK(count_files(in_folder("full")) == 0, "%d files are left", count_files(in_folder("full")));
-}
-
-/* Decodes to a file; whether it holds the text. */
-static bool decodes_to(const char *const *inputs, size_t count, const char *spec, const char *text,
-                       size_t bytes) {
-    char *decoded = NULL;
-    size_t decoded_bytes = 0;
-    fflush(stdout);
-    int saved = dup(STDOUT_FILENO), fd = open(in_folder("decoded"), O_CREAT | O_TRUNC | O_WRONLY, 0600);
-    dup2(fd, STDOUT_FILENO);
-    close(fd);
-    err.text[0] = 0;
-    bool ok = tokenize_decode(inputs, count, spec, &err);
-    fflush(stdout);
-    dup2(saved, STDOUT_FILENO);
-    close(saved);
-    if (!ok || !file_read(in_folder("decoded"), 1 << 30, &decoded, &decoded_bytes, &err)) return false;
-    ok = decoded_bytes == bytes && !memcmp(decoded, text, bytes);
-    free(decoded);
-    return ok;
 }
 
 static void test_decode(void) {
@@ -281,6 +303,7 @@ int main(void) {
     if (!mkdtemp(folder)) return 1;
     log_open(0, true);
     test_splits();
+    test_large();
     test_folder();
     test_stdin();
     test_refused();
