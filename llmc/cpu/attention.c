@@ -5,6 +5,9 @@
  * values are read as rows. Forward the softmax is rescaled as larger scores turn up (Dao et al., arXiv 2205.14135);
  * backward it is made again from the log-sum-exp, with D = rowsum(dout out).
  *
+ * In bf16, on processors that multiply pairs, every factor of a product is packed to words of two bf16 (neighbours along
+ * the sum); sums, softmax and its gradient stay fp32. Elsewhere bf16 changes nothing here.
+ *
  * Queries and keys are cut at multiples of BLOCK. Every sum runs over the blocks in order of position, so how the blocks
  * are dealt to threads does not change a bit. */
 #include "cpu/attention_product.h"
@@ -20,7 +23,9 @@ typedef struct {
     size_t T, NH, HS, C, window; /* window: 1 .. T */
     size_t HSp;                  /* HS as whole vectors: rows of scratch matrices */
     size_t blocks;               /* of T */
+    size_t word;                 /* elements of a word: 1, or 2 if pairs */
     float scale;
+    bool pairs;
 } Shape;
 
 /* One block of queries or keys of one head: positions from .. from + count of the sequence. */
@@ -39,14 +44,17 @@ static size_t round_up(size_t n, size_t to) {
 }
 
 static Shape shape_make(size_t T, size_t NH, size_t HS, size_t window) {
+    bool pairs = HAVE_PAIRS && cpu_precision == PRECISION_BF16;
     return (Shape){.T = T,
                    .NH = NH,
                    .HS = HS,
                    .C = NH * HS,
                    .window = window && window < T ? window : T,
-                   .HSp = round_up(HS, VL),
+                   .HSp = round_up(HS, pairs ? WIDE : VL),
                    .blocks = (T + BLOCK - 1) / BLOCK,
-                   .scale = 1.0f / sqrtf((float)HS)};
+                   .word = pairs ? 2 : 1,
+                   .scale = 1.0f / sqrtf((float)HS),
+                   .pairs = pairs};
 }
 static Block block_at(const Shape *s, size_t index) {
     return (Block){index * BLOCK, min(BLOCK, s->T - index * BLOCK)};
@@ -81,24 +89,104 @@ static void rows_store(float *to, size_t stride, const float *from, size_t count
         if (c < s->HS) v_store_n(to + c, v_load(from + c) * k, s->HS - c);
     }
 }
-/* to (HSp,BLOCK) = transpose of from (count,HS at stride) * scale; zeros up to whole tiles. */
-static void rows_load_transposed(float *to, const float *from, size_t stride, size_t count, float scale,
-                                 const Shape *s) {
-    for (size_t t = 0; t < round_up(count, WIDE); t += VL)
+SIMD vf load_scaled(const float *p, size_t n, float scale) {
+    return (n >= VL ? v_load(p) : n ? v_load_n(p, n) : (vf){0}) * v_set1(scale);
+}
+#ifdef __AVX512BF16__
+/* Neighbours along a row: words of (x[0], x[1]), (x[2], x[3]) .. of the 32 elements of low and high. */
+SIMD vf words_of_row(vf low, vf high) {
+    return (vf)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+}
+/* Neighbours along a column: words of (top[0], bottom[0]), (top[1], bottom[1]) .. */
+SIMD vf words_of_columns(vf top, vf bottom) {
+    const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                                23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (vf)_mm512_permutexvar_epi16(interleave, (__m512i)words_of_row(top, bottom));
+}
+#else
+SIMD vf words_of_row(vf low, vf high) {
+    return low + high;
+} /* never called */
+SIMD vf words_of_columns(vf top, vf bottom) {
+    return top + bottom;
+}
+#endif
+
+/* One vector of words of a row, from element c; the row has n elements. */
+SIMD vf row_words(const float *row, size_t c, size_t n, float scale, bool pairs) {
+    vf low = load_scaled(row + c, n - c, scale);
+    if (!pairs) return low;
+    return words_of_row(low, n > c + VL ? load_scaled(row + c + VL, n - c - VL, scale) : (vf){0});
+}
+/* A left factor: to (count, HSp words) = from (count,HS at stride). */
+static void rows_load_left(float *to, const float *from, size_t stride, size_t count, const Shape *s) {
+    for (size_t t = 0; t < count; t++)
+        for (size_t c = 0; c < s->HS; c += VL * s->word)
+            v_store(to + t * (s->HSp / s->word) + c / s->word,
+                    row_words(from + t * stride, c, s->HS, 1, s->pairs));
+}
+/* A right factor that is summed over its rows: to (count words,HSp) = from (count,HS at stride) * scale. */
+static void rows_load_right(float *to, const float *from, size_t stride, size_t count, float scale,
+                            const Shape *s) {
+    if (!s->pairs) {
+        rows_load(to, from, stride, count, scale, s);
+        return;
+    }
+    for (size_t t = 0; t < count; t += 2, to += s->HSp, from += 2 * stride)
         for (size_t c = 0; c < s->HS; c += VL) {
+            vf top = load_scaled(from + c, s->HS - c, scale);
+            vf bottom = t + 1 < count ? load_scaled(from + stride + c, s->HS - c, scale) : (vf){0};
+            v_store(to + c, words_of_columns(top, bottom));
+        }
+}
+/* A right factor that is summed over its columns: to (HSp words,BLOCK) = transpose of from (count,HS at stride) * scale;
+ * zeros up to whole tiles. */
+SIMD void load_transposed_as(float *to, const float *from, size_t stride, size_t count, float scale,
+                             const Shape *s, bool pairs) {
+    const size_t word = pairs ? 2 : 1;
+    for (size_t t = 0; t < round_up(count, WIDE); t += VL)
+        for (size_t c = 0; c < s->HS; c += VL * word) {
             vf square[VL];
-            if (t + VL <= count && c + VL <= s->HS) {
+            if (t + VL <= count && c + VL * word <= s->HS) {
                 UNROLL for (size_t i = 0; i < VL; i++) square[i] =
-                    v_load(from + (t + i) * stride + c) * v_set1(scale);
+                    row_words(from + (t + i) * stride, c, c + VL * word, scale, pairs);
             } else {
-                size_t n = min(VL, s->HS - c);
                 for (size_t i = 0; i < VL; i++)
                     square[i] =
-                        t + i < count ? v_load_n(from + (t + i) * stride + c, n) * v_set1(scale) : (vf){0};
+                        t + i < count ? row_words(from + (t + i) * stride, c, s->HS, scale, pairs) : (vf){0};
             }
             v_transpose(square);
-            UNROLL for (size_t i = 0; i < VL; i++) v_store(to + (c + i) * BLOCK + t, square[i]);
+            UNROLL for (size_t i = 0; i < VL; i++) v_store(to + (c / word + i) * BLOCK + t, square[i]);
         }
+}
+static void rows_load_transposed(float *to, const float *from, size_t stride, size_t count, float scale,
+                                 const Shape *s) {
+    if (HAVE_PAIRS && s->pairs)
+        load_transposed_as(to, from, stride, count, scale, s, true);
+    else
+        load_transposed_as(to, from, stride, count, scale, s, false);
+}
+
+/* A tile of scores (rows,WIDE at BLOCK) becomes words of neighbouring rows, in to (rows / 2, WIDE at BLOCK); to may be
+ * the tile. Its rows and one more, if they are odd, must hold numbers. */
+static void tile_pack_columns(float *to, const float *tile, size_t rows) {
+    for (size_t j = 0; j < rows; j += 2)
+        for (size_t part = 0; part < WIDE; part += VL) {
+            const float *top = tile + j * BLOCK + part;
+            v_store(to + j / 2 * BLOCK + part, words_of_columns(v_load(top), v_load(top + BLOCK)));
+        }
+}
+/* The same, words of neighbours in a row: (rows, WIDE / 2 at BLOCK), from column / 2 of the matrix. */
+static void tile_pack_rows(float *matrix, size_t column, size_t rows) {
+    for (size_t j = 0; j < rows; j++, matrix += BLOCK)
+        v_store(matrix + column / 2, words_of_row(v_load(matrix + column), v_load(matrix + column + VL)));
+}
+/* Part of a sum: elements lo .. hi, as first word and number of words. */
+typedef struct {
+    size_t first, count;
+} Words;
+static Words words_between(const Shape *s, size_t lo, size_t hi) {
+    return (Words){lo / s->word, (hi + s->word - 1) / s->word - lo / s->word};
 }
 
 /* --- scores --- */
@@ -135,19 +223,20 @@ static void rows_zero(float *tile, size_t from, size_t to) {
 typedef struct {
     float *q_t;                        /* (HSp,BLOCK) queries, scaled and transposed */
     float *p;                          /* (BLOCK,BLOCK) scores, then probabilities: (key, query) */
-    float *v;                          /* (BLOCK,HSp) */
+    float *k, *v;                      /* (BLOCK,HSp) */
     float *o;                          /* (BLOCK,HSp) output so far, not yet divided by sum */
     float *max_so_far, *sum, *rescale; /* (BLOCK) of each query */
 } Forward;
 
-enum { FORWARD_MATRICES = 3, FORWARD_VECTORS = 3 };
+enum { FORWARD_MATRICES = 4, FORWARD_VECTORS = 3 };
 
 static size_t forward_floats(const Shape *s) {
     return BLOCK * (FORWARD_MATRICES * s->HSp + BLOCK + FORWARD_VECTORS);
 }
 static Forward forward_carve(float *at, const Shape *s) {
     Forward f = {.q_t = at};
-    f.v = f.q_t + s->HSp * BLOCK;
+    f.k = f.q_t + s->HSp * BLOCK;
+    f.v = f.k + s->HSp * BLOCK;
     f.o = f.v + s->HSp * BLOCK;
     f.p = f.o + s->HSp * BLOCK;
     f.max_so_far = f.p + BLOCK * BLOCK;
@@ -186,16 +275,20 @@ SIMD void softmax_column(const Shape *s, const Forward *f, Block keys, Tile tile
 static void forward_block(const Shape *s, const Forward *f, Block queries, Block keys, const float *k) {
     const float *v = k + s->C;
     size_t stride = 3 * s->C;
-    rows_load(f->v, v + keys.from * stride, stride, keys.count, 1, s);
+    rows_load_right(f->v, v + keys.from * stride, stride, keys.count, 1, s);
+    if (s->pairs) rows_load_left(f->k, k + keys.from * stride, stride, keys.count, s);
     for (size_t column = 0; column < queries.count; column += WIDE) {
         Tile tile = tile_at(s, queries, keys, column);
         size_t lo = tile.lo - keys.from, hi = tile.hi - keys.from;
-        LeftFactor rows = {k + tile.lo * stride, stride, false};
-        product(f->p + lo * BLOCK + column, BLOCK, rows, f->q_t + column, BLOCK, hi - lo, WIDE, s->HS, false);
+        LeftFactor rows = {k + tile.lo * stride, stride, false, false};
+        if (s->pairs) rows = (LeftFactor){f->k + lo * (s->HSp / 2), s->HSp / 2, false, true};
+        product(f->p + lo * BLOCK + column, BLOCK, rows, f->q_t + column, BLOCK, hi - lo, WIDE,
+                (s->HS + s->word - 1) / s->word, false);
         rows_zero(f->p + column, 0, lo);
-        rows_zero(f->p + column, hi, keys.count);
+        rows_zero(f->p + column, hi, round_up(keys.count, 2));
         for (size_t part = 0; part < WIDE; part += VL)
             softmax_column(s, f, keys, tile, column + part, tile.query + part);
+        if (s->pairs) tile_pack_columns(f->p + column, f->p + column, keys.count);
     }
     for (size_t t = 0; t < queries.count; t++) {
         if (f->rescale[t] == 1) continue;
@@ -207,8 +300,9 @@ static void forward_block(const Shape *s, const Forward *f, Block queries, Block
         size_t rows = min(ROWS, queries.count - t), query = queries.from + t;
         size_t lo = max(keys.from, first_key(s, query)), hi = min(block_end(keys), query + rows);
         if (lo >= hi) continue;
-        LeftFactor p = {f->p + (lo - keys.from) * BLOCK + t, BLOCK, true};
-        product(f->o + t * s->HSp, s->HSp, p, f->v + (lo - keys.from) * s->HSp, s->HSp, rows, s->HSp, hi - lo,
+        Words sum = words_between(s, lo - keys.from, hi - keys.from);
+        LeftFactor p = {f->p + sum.first * BLOCK + t, BLOCK, true, s->pairs};
+        product(f->o + t * s->HSp, s->HSp, p, f->v + sum.first * s->HSp, s->HSp, rows, s->HSp, sum.count,
                 true);
     }
 }
@@ -257,25 +351,30 @@ void KERNEL(attention_forward)(floatX *out, float *lse, const floatX *qkv, size_
 /* --- backward --- */
 
 typedef struct {
-    float *q_t, *dout_t; /* (HSp,BLOCK) transposed; queries are scaled, here and in q */
-    float *q, *dout, *k; /* (BLOCK,HSp) */
-    float *p, *ds;       /* (BLOCK,BLOCK) scores, then probabilities and gradient of scores: (key, query) */
-    float *dq;           /* (BLOCK,HSp) */
-    float *lse, *D;      /* (BLOCK) of each query */
-    float *dk, *dv;      /* (T,HSp), whole blocks */
+    float *q_t, *dout_t;    /* (HSp,BLOCK) transposed; queries are scaled, here and in q */
+    float *q, *dout, *k;    /* (BLOCK,HSp) right factors */
+    float *k_left, *v_left; /* (BLOCK,HSp) left factors, if pairs */
+    float *p, *ds;   /* (BLOCK,BLOCK) scores, then probabilities and gradient of scores: (key, query) */
+    float *ds_words; /* ds as words along the keys, if pairs */
+    float *dq;       /* (BLOCK,HSp) */
+    float *lse, *D;  /* (BLOCK) of each query */
+    float *dk, *dv;  /* (T,HSp), whole blocks */
 } Backward;
 
 static size_t backward_floats(const Shape *s) {
-    return BLOCK * (6 * s->HSp + 2 * BLOCK + 2) + 2 * s->blocks * BLOCK * s->HSp;
+    return BLOCK * (8 * s->HSp + 3 * BLOCK + 2) + 2 * s->blocks * BLOCK * s->HSp;
 }
 static Backward backward_carve(float *at, const Shape *s) {
     size_t matrix = s->HSp * BLOCK;
     Backward w = {.q_t = at, .dout_t = at + matrix, .q = at + 2 * matrix, .dout = at + 3 * matrix};
     w.k = at + 4 * matrix;
     w.dq = at + 5 * matrix;
-    w.p = at + 6 * matrix;
+    w.k_left = at + 6 * matrix;
+    w.v_left = at + 7 * matrix;
+    w.p = at + 8 * matrix;
     w.ds = w.p + BLOCK * BLOCK;
-    w.lse = w.ds + BLOCK * BLOCK;
+    w.ds_words = w.ds + BLOCK * BLOCK;
+    w.lse = w.ds_words + BLOCK * BLOCK;
     w.D = w.lse + BLOCK;
     w.dk = w.D + BLOCK;
     w.dv = w.dk + s->blocks * matrix;
@@ -292,8 +391,8 @@ static void backward_load_queries(const Shape *s, const Backward *w, const Head 
     size_t stride = 3 * s->C, n = queries.count;
     const float *q = head->q + queries.from * stride, *dout = head->dout + queries.from * s->C;
     const float *out = head->out + queries.from * s->C;
-    rows_load(w->q, q, stride, n, s->scale, s);
-    rows_load(w->dout, dout, s->C, n, 1, s);
+    rows_load_right(w->q, q, stride, n, s->scale, s);
+    rows_load_right(w->dout, dout, s->C, n, 1, s);
     rows_load_transposed(w->q_t, q, stride, n, s->scale, s);
     rows_load_transposed(w->dout_t, dout, s->C, n, 1, s);
     for (size_t t = 0; t < BLOCK; t++) {
@@ -309,34 +408,56 @@ static void backward_load_queries(const Shape *s, const Backward *w, const Head 
     }
 }
 
+static void backward_load_keys(const Shape *s, const Backward *w, const Head *head, Block keys) {
+    size_t stride = 3 * s->C;
+    const float *k = head->q + s->C + keys.from * stride, *v = k + s->C;
+    rows_load_right(w->k, k, stride, keys.count, 1, s);
+    if (!s->pairs) return;
+    rows_load_left(w->k_left, k, stride, keys.count, s);
+    rows_load_left(w->v_left, v, stride, keys.count, s);
+}
+
+/* One tile: scores to probabilities, and the gradient of those to the gradient of the scores. */
+static void backward_softmax(const Shape *s, const Backward *w, Block keys, Tile tile, size_t column) {
+    for (size_t key = tile.lo; key < tile.hi; key++) {
+        bool whole = tile_whole_at(s, tile, key);
+        for (size_t part = 0; part < WIDE; part += VL) {
+            size_t at = (key - keys.from) * BLOCK + column + part;
+            vf p = v_exp(v_load(w->p + at) - v_load(w->lse + column + part));
+            vf ds = p * (v_load(w->ds + at) - v_load(w->D + column + part));
+            if (!whole) {
+                vi seen = lanes_that_see(s, tile.query + part, key);
+                p = v_select(seen, p, (vf){0}), ds = v_select(seen, ds, (vf){0});
+            }
+            v_store(w->p + at, p);
+            v_store(w->ds + at, ds);
+        }
+    }
+}
+
 /* p and ds of one block, both (key, query); zero where a query does not see a key. */
 static void backward_scores(const Shape *s, const Backward *w, const Head *head, Block queries, Block keys) {
-    size_t stride = 3 * s->C;
+    size_t stride = 3 * s->C, depth = (s->HS + s->word - 1) / s->word, rows = round_up(keys.count, s->word);
     const float *v = head->q + 2 * s->C;
     for (size_t column = 0; column < queries.count; column += WIDE) {
         Tile tile = tile_at(s, queries, keys, column);
         size_t lo = tile.lo - keys.from, hi = tile.hi - keys.from;
         float *p = w->p + column, *ds = w->ds + column;
-        LeftFactor k_rows = {w->k + lo * s->HSp, s->HSp, false},
-                   v_rows = {v + tile.lo * stride, stride, false};
-        product(p + lo * BLOCK, BLOCK, k_rows, w->q_t + column, BLOCK, hi - lo, WIDE, s->HS, false);
-        product(ds + lo * BLOCK, BLOCK, v_rows, w->dout_t + column, BLOCK, hi - lo, WIDE, s->HS, false);
-        rows_zero(p, 0, lo), rows_zero(p, hi, keys.count);
-        rows_zero(ds, 0, lo), rows_zero(ds, hi, keys.count);
-        for (size_t key = tile.lo; key < tile.hi; key++) {
-            bool whole = tile_whole_at(s, tile, key);
-            for (size_t part = 0; part < WIDE; part += VL) {
-                size_t at = (key - keys.from) * BLOCK + part;
-                vf e = v_exp(v_load(p + at) - v_load(w->lse + column + part));
-                vf d = e * (v_load(ds + at) - v_load(w->D + column + part));
-                if (!whole) {
-                    vi seen = lanes_that_see(s, tile.query + part, key);
-                    e = v_select(seen, e, (vf){0}), d = v_select(seen, d, (vf){0});
-                }
-                v_store(p + at, e);
-                v_store(ds + at, d);
-            }
+        LeftFactor k_rows = {w->k + lo * s->HSp, s->HSp, false, false};
+        LeftFactor v_rows = {v + tile.lo * stride, stride, false, false};
+        if (s->pairs) {
+            k_rows = (LeftFactor){w->k_left + lo * (s->HSp / 2), s->HSp / 2, false, true};
+            v_rows = (LeftFactor){w->v_left + lo * (s->HSp / 2), s->HSp / 2, false, true};
         }
+        product(p + lo * BLOCK, BLOCK, k_rows, w->q_t + column, BLOCK, hi - lo, WIDE, depth, false);
+        product(ds + lo * BLOCK, BLOCK, v_rows, w->dout_t + column, BLOCK, hi - lo, WIDE, depth, false);
+        rows_zero(p, 0, lo), rows_zero(p, hi, rows);
+        rows_zero(ds, 0, lo), rows_zero(ds, hi, rows);
+        backward_softmax(s, w, keys, tile, column);
+        if (!s->pairs) continue;
+        tile_pack_columns(w->ds_words + column, ds, keys.count);
+        tile_pack_rows(w->ds, column, keys.count);
+        tile_pack_rows(w->p, column, keys.count);
     }
 }
 
@@ -345,9 +466,10 @@ static void backward_add_dq(const Shape *s, const Backward *w, Block queries, Bl
         size_t rows = min(ROWS, queries.count - t), query = queries.from + t;
         size_t lo = max(keys.from, first_key(s, query)), hi = min(block_end(keys), query + rows);
         if (lo >= hi) continue;
-        LeftFactor ds = {w->ds + (lo - keys.from) * BLOCK + t, BLOCK, true};
-        product(w->dq + t * s->HSp, s->HSp, ds, w->k + (lo - keys.from) * s->HSp, s->HSp, rows, s->HSp,
-                hi - lo, true);
+        Words sum = words_between(s, lo - keys.from, hi - keys.from);
+        LeftFactor ds = {(s->pairs ? w->ds_words : w->ds) + sum.first * BLOCK + t, BLOCK, true, s->pairs};
+        product(w->dq + t * s->HSp, s->HSp, ds, w->k + sum.first * s->HSp, s->HSp, rows, s->HSp, sum.count,
+                true);
     }
 }
 
@@ -356,10 +478,11 @@ static void backward_add_dk_dv(const Shape *s, const Backward *w, Block queries,
         size_t rows = min(ROWS, keys.count - j), key = keys.from + j;
         size_t lo = max(queries.from, key), hi = min(block_end(queries), key + rows - 1 + s->window);
         if (lo >= hi) continue;
-        size_t t = lo - queries.from, to = key * s->HSp;
-        LeftFactor ds = {w->ds + j * BLOCK + t, BLOCK, false}, p = {w->p + j * BLOCK + t, BLOCK, false};
-        product(w->dk + to, s->HSp, ds, w->q + t * s->HSp, s->HSp, rows, s->HSp, hi - lo, true);
-        product(w->dv + to, s->HSp, p, w->dout + t * s->HSp, s->HSp, rows, s->HSp, hi - lo, true);
+        Words sum = words_between(s, lo - queries.from, hi - queries.from);
+        size_t to = key * s->HSp, at = j * BLOCK + sum.first, right = sum.first * s->HSp;
+        LeftFactor ds = {w->ds + at, BLOCK, false, s->pairs}, p = {w->p + at, BLOCK, false, s->pairs};
+        product(w->dk + to, s->HSp, ds, w->q + right, s->HSp, rows, s->HSp, sum.count, true);
+        product(w->dv + to, s->HSp, p, w->dout + right, s->HSp, rows, s->HSp, sum.count, true);
     }
 }
 
@@ -385,7 +508,7 @@ static void backward_range(const Shape *s, const Backward *w, const Head *head, 
         if (r.want_dq) memset(w->dq, 0, matrix * sizeof(float));
         for (; j < min(r.k_to, i + 1); j++) {
             Block keys = block_at(s, j);
-            rows_load(w->k, head->q + s->C + keys.from * stride, stride, keys.count, 1, s);
+            backward_load_keys(s, w, head, keys);
             backward_scores(s, w, head, queries, keys);
             if (r.want_dq) backward_add_dq(s, w, queries, keys);
             if (r.want_dk_dv) backward_add_dk_dv(s, w, queries, keys);

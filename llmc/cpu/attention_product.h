@@ -13,15 +13,31 @@ enum { ROWS = 6 };
 #endif
 enum { WIDE = 2 * VL }; /* columns of a tile */
 
+/* Where the processor multiplies pairs of bf16, a word may be two neighbours along the sum instead of a float; depth and
+ * strides count words. */
+#ifdef __AVX512BF16__
+enum { HAVE_PAIRS = 1 };
+#else
+enum { HAVE_PAIRS = 0 };
+#endif
+SIMD vf multiply_add(vf a, vf b, vf sum, bool pairs) {
+#ifdef __AVX512BF16__
+    if (pairs) return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#endif
+    (void)pairs;
+    return v_fma(a, b, sum);
+}
+
 /* A matrix as the left factor: element (i, k) at data[i * stride + k], or at data[k * stride + i] if transposed. */
 typedef struct {
     const float *data;
     size_t stride;
-    bool transposed;
+    bool transposed, pairs;
 } LeftFactor;
 
 SIMD void product_tile(float *c, size_t c_stride, const float *a, size_t a_stride, bool transposed,
-                       const float *b, size_t b_stride, size_t depth, bool add, int rows, int vectors) {
+                       const float *b, size_t b_stride, size_t depth, bool add, int rows, int vectors,
+                       bool pairs) {
     vf sum[ROWS][2];
     UNROLL for (int i = 0; i < rows; i++) UNROLL for (int j = 0; j < vectors; j++) sum[i][j] =
         add ? v_load(c + (size_t)i * c_stride + j * VL) : (vf){0};
@@ -35,7 +51,8 @@ SIMD void product_tile(float *c, size_t c_stride, const float *a, size_t a_strid
                                  : i < 9 ? a6
                                          : a9; /* few registers hold all the rows' addresses */
             vf left = v_set1(transposed ? a[i] : third[(size_t)(i % 3) * a_stride]);
-            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] = v_fma(left, right[j], sum[i][j]);
+            UNROLL for (int j = 0; j < vectors; j++) sum[i][j] =
+                multiply_add(left, right[j], sum[i][j], pairs);
         }
         b += b_stride;
         if (transposed)
@@ -47,12 +64,18 @@ SIMD void product_tile(float *c, size_t c_stride, const float *a, size_t a_strid
         v_store(c + (size_t)i * c_stride + j * VL, sum[i][j]);
 }
 
+#define PRODUCT_TILE_AS(rows, vectors, transposed, pairs)                                                    \
+    product_tile(c, c_stride, a.data, a.stride, transposed, b, b_stride, depth, add, rows, vectors, pairs)
 #define PRODUCT_TILE(rows, vectors)                                                                          \
     do {                                                                                                     \
-        if (a.transposed)                                                                                    \
-            product_tile(c, c_stride, a.data, a.stride, true, b, b_stride, depth, add, rows, vectors);       \
+        if (HAVE_PAIRS && a.pairs && a.transposed)                                                           \
+            PRODUCT_TILE_AS(rows, vectors, true, true);                                                      \
+        else if (HAVE_PAIRS && a.pairs)                                                                      \
+            PRODUCT_TILE_AS(rows, vectors, false, true);                                                     \
+        else if (a.transposed)                                                                               \
+            PRODUCT_TILE_AS(rows, vectors, true, false);                                                     \
         else                                                                                                 \
-            product_tile(c, c_stride, a.data, a.stride, false, b, b_stride, depth, add, rows, vectors);      \
+            PRODUCT_TILE_AS(rows, vectors, false, false);                                                    \
     } while (0)
 
 static __attribute__((noinline)) void product_wide(float *c, size_t c_stride, LeftFactor a, const float *b,
@@ -83,7 +106,8 @@ static void product(float *c, size_t c_stride, LeftFactor a, const float *b, siz
         for (; j + WIDE <= cols; j += WIDE) product_wide(c + j, c_stride, a, b + j, b_stride, n, depth, add);
         size_t narrow = n == 8 ? 4 : n;
         for (size_t i = 0; i < n && j < cols; i += narrow) {
-            LeftFactor part = {a.data + i * (a.transposed ? 1 : a.stride), a.stride, a.transposed};
+            LeftFactor part = a;
+            part.data += i * (a.transposed ? 1 : a.stride);
             product_narrow(c + i * c_stride + j, c_stride, part, b + j, b_stride, narrow, depth, add);
         }
         c += n * c_stride;
