@@ -1,5 +1,5 @@
-/* fuzz_encoder.c: any bytes as text: a tokenizer is trained on them, and must give the same ids however the text is
- * cut into feeds, and decode to the text. Run by test_fuzz_data.c and by libFuzzer; see fuzz.h. */
+/* fuzz_encoder.c: any bytes as text: a tokenizer is trained on them, and must give the same ids however the
+ * text is cut into feeds, and decode to the text. Run by test_fuzz_data.c and by libFuzzer; see fuzz.h. */
 #include "base/check.h"
 #include "data/bpe_train.h"
 #include "fuzz.h"

@@ -1,5 +1,5 @@
-/* fuzz_merges.c: any bytes into the parser of merges files. What it accepts must be consistent, and encode and decode
- * any text without loss. Run by test_fuzz_data.c and by libFuzzer; see fuzz.h. */
+/* fuzz_merges.c: any bytes into the parser of merges files. What it accepts must be consistent, and encode
+ * and decode any text without loss. Run by test_fuzz_data.c and by libFuzzer; see fuzz.h. */
 #include "base/check.h"
 #include "data/tokenizer.h"
 #include "fuzz.h"

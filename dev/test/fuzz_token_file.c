@@ -1,5 +1,5 @@
-/* fuzz_token_file.c: headers of token files. The input is read as edits of a good header (place, change) and of the
- * file's size, or taken as it is. Run by test_fuzz_data.c and by libFuzzer; see fuzz.h. */
+/* fuzz_token_file.c: headers of token files. The input is read as edits of a good header (place, change) and
+ * of the file's size, or taken as it is. Run by test_fuzz_data.c and by libFuzzer; see fuzz.h. */
 #include "base/check.h"
 #include "data/token_file.h"
 #include "fuzz.h"

@@ -62,8 +62,8 @@ static void test_order(void) {
     remove_shards();
 }
 
-/* In each epoch every window comes once; the orders of epochs and seeds differ; any split among ranks, and starting
- * anywhere, gives the same samples. More shards than are kept open. */
+/* In each epoch every window comes once; the orders of epochs and seeds differ; any split among ranks, and
+ * starting anywhere, gives the same samples. More shards than are kept open. */
 static void test_shuffle(void) {
     enum { SHARDS = 100, T = 4, N = SHARDS * 5 };
     int32_t x[7 * T], y[7 * T];

@@ -1,5 +1,5 @@
-/* test_tokenize.c: the tokenize command: files, folders and stdin to token files and back, splits, shards, documents,
- * what earlier runs and failures leave, and every refusal. */
+/* test_tokenize.c: the tokenize command: files, folders and stdin to token files and back, splits, shards,
+ * documents, what earlier runs and failures leave, and every refusal. */
 #define _XOPEN_SOURCE 700
 #include "base/crc32c.h"
 #include "base/file.h"
@@ -197,7 +197,7 @@ static int count_files(const char *path) {
     return count;
 }
 
-/* A disk that fills up (here: a limit on file size) leaves nothing of the run. */
+/* A disk that fills up (here: a limit on file size), or fails at the end, leaves nothing of the run. */
 static void test_disk_full(void) {
     char *text = malloc(1 << 20);
     memset(text, 'x', 1 << 20);
@@ -215,6 +215,11 @@ static void test_disk_full(void) {
     setrlimit(RLIMIT_FSIZE, &old);
     TEST_CHECK(!ok && strstr(err.text, "full/x_"), "%s", err.text);
     TEST_CHECK(count_files(in_folder("full")) == 0, "%d files are left", count_files(in_folder("full")));
+    mkdir(in_folder("full/x.tokenizer"), 0700); /* the last file of the run cannot be written */
+    ok = run((TokenizeOptions){.output = in_folder("full/x"), .val_tokens = 1000, .shard_tokens = 400000},
+             "t");
+    TEST_CHECK(!ok && strstr(err.text, "x.tokenizer"), "%s", err.text);
+    TEST_CHECK(count_files(in_folder("full")) == 1, "%d files are left", count_files(in_folder("full")) - 1);
 }
 
 static void test_decode(void) {
@@ -256,7 +261,8 @@ static uint32_t checksum_of_ids(const char *path) {
     return crc;
 }
 
-/* The token files that llm.c's script makes of tiny Shakespeare with tiktoken: counts and checksums of the ids. */
+/* The token files that llm.c's script makes of tiny Shakespeare with tiktoken: counts and checksums of the
+ * ids. */
 static void test_shakespeare(void) {
     char text[512], merges[512];
     if (!find_data("tinyshakespeare.txt", text) || !find_data("gpt2_vocab.bpe", merges)) {

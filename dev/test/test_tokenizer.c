@@ -1,5 +1,6 @@
-/* test_tokenizer.c: encoding against the plainest form of byte pairs, training against the plainest form of training,
- * pre-tokens one by one, files, and errors. (test_tokenizer.py compares with tiktoken and transformers.) */
+/* test_tokenizer.c: encoding against the plainest form of byte pairs, training against the plainest form of
+ * training, pre-tokens one by one, files, and errors. (test_tokenizer.py compares with tiktoken and
+ * transformers.) */
 #define _POSIX_C_SOURCE 200809L
 #include "base/file.h"
 #include "data/bpe_train.h"
@@ -146,7 +147,8 @@ static Tokenizer *train(const uint8_t *text, size_t bytes, int vocab_size, size_
     return t;
 }
 
-/* The merges of a tokenizer, found from what each of its ids spells: the split whose halves are older symbols. */
+/* The merges of a tokenizer, found from what each of its ids spells: the split whose halves are older
+ * symbols. */
 static void read_merges(const char *path, const uint16_t *byte_ids, Merges *m) {
     char *text = NULL;
     size_t bytes;

@@ -1,8 +1,8 @@
 /* bpe_train.c: see bpe_train.h. Two parts: words and their counts while text comes in, then the merging.
  *
- * The merging keeps for every pair how often it is seen and a list of the words that hold it, and a heap of pairs by
- * count. A merge touches only the words of its pair. Counts of a pair only fall after the merge that brought it, so a
- * heap entry is an upper bound: one that is too high goes back with the true count. */
+ * The merging keeps for every pair how often it is seen and a list of the words that hold it, and a heap of
+ * pairs by count. A merge touches only the words of its pair. Counts of a pair only fall after the merge that
+ * brought it, so a heap entry is an upper bound: one that is too high goes back with the true count. */
 #include "data/bpe_train.h"
 #include "base/check.h"
 #include "data/pretoken.h"
@@ -281,7 +281,8 @@ static Candidate heap_pop(BpeTrainer *t) {
     return top;
 }
 
-/* Replaces the pair by the symbol in one word, from left to right, and counts what that does to its neighbours. */
+/* Replaces the pair by the symbol in one word, from left to right, and counts what that does to its
+ * neighbours. */
 static bool merge_in_word(BpeTrainer *t, uint32_t w, uint32_t left, uint32_t right, uint16_t symbol) {
     uint32_t length = t->words.items[w].length, kept = 0;
     uint16_t *s = t->symbols + t->words.items[w].at;

@@ -1,9 +1,9 @@
 /* bpe_train.h: learns the merges of a byte-pair tokenizer from text.
  *
- * Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016, on bytes and inside GPT-2's
- * pre-tokens: again and again the pair of symbols that is seen most often becomes a symbol. Of equally frequent pairs
- * the one with the lower ids wins, so the result depends only on how often each pre-token occurs, not on order. A
- * pair that would spell what a symbol already spells is passed over. */
+ * Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016, on bytes and inside
+ * GPT-2's pre-tokens: again and again the pair of symbols that is seen most often becomes a symbol. Of
+ * equally frequent pairs the one with the lower ids wins, so the result depends only on how often each
+ * pre-token occurs, not on order. A pair that would spell what a symbol already spells is passed over. */
 #ifndef LLMC_BPE_TRAIN_H
 #define LLMC_BPE_TRAIN_H
 #include "data/tokenizer.h"
@@ -22,8 +22,8 @@ bool bpe_train_end_document(BpeTrainer *trainer, Error *err);
 size_t bpe_train_words(const BpeTrainer *trainer);
 uint64_t bpe_train_left_out(const BpeTrainer *trainer);
 
-/* The tokenizer of vocab_size ids (bytes, merges, end of text; 257..TOKENIZER_VOCAB_MAX), or of fewer when no pair is
- * seen twice any more. Uses the counts up: only close may follow. */
+/* The tokenizer of vocab_size ids (bytes, merges, end of text; 257..TOKENIZER_VOCAB_MAX), or of fewer when no
+ * pair is seen twice any more. Uses the counts up: only close may follow. */
 Tokenizer *bpe_train_finish(BpeTrainer *trainer, int vocab_size, Error *err);
 void bpe_train_close(BpeTrainer *trainer); /* NULL: nothing */
 #endif

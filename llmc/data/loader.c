@@ -12,7 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A data set may have more shards than a process may have files, so shard s is open in slot s % SLOTS or not. */
+/* A data set may have more shards than a process may have files, so shard s is open in slot s % SLOTS or not.
+ */
 enum { SLOTS = 64 };
 
 typedef struct {

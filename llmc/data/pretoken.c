@@ -11,12 +11,12 @@ static const uint8_t ascii_classes[256] = {
     ['\t'] = SPACE, ['\n'] = SPACE, ['\v'] = SPACE, ['\f'] = SPACE, ['\r'] = SPACE, [' '] = SPACE,
     ['0'] = NUMBER, ['1'] = NUMBER, ['2'] = NUMBER, ['3'] = NUMBER, ['4'] = NUMBER, ['5'] = NUMBER,
     ['6'] = NUMBER, ['7'] = NUMBER, ['8'] = NUMBER, ['9'] = NUMBER,
-#define L4(c) [c] = LETTER, [c + 1] = LETTER, [c + 2] = LETTER, [c + 3] = LETTER
+#define L4(c) [(c)] = LETTER, [(c) + 1] = LETTER, [(c) + 2] = LETTER, [(c) + 3] = LETTER
     L4('A'),        L4('E'),        L4('I'),        L4('M'),        L4('Q'),        L4('U'),
     ['Y'] = LETTER, ['Z'] = LETTER, L4('a'),        L4('e'),        L4('i'),        L4('m'),
     L4('q'),        L4('u'),        ['y'] = LETTER, ['z'] = LETTER,
 #undef L4
-#define W4(c)  [c] = WIDE, [c + 1] = WIDE, [c + 2] = WIDE, [c + 3] = WIDE
+#define W4(c)  [(c)] = WIDE, [(c) + 1] = WIDE, [(c) + 2] = WIDE, [(c) + 3] = WIDE
 #define W32(c) W4(c), W4(c + 4), W4(c + 8), W4(c + 12), W4(c + 16), W4(c + 20), W4(c + 24), W4(c + 28)
     W32(128),       W32(160),       W32(192),       W32(224)
 #undef W32
@@ -87,7 +87,8 @@ static size_t run_end(const PretokenClasses *classes, const uint8_t *text, size_
     return last || at >= PRETOKEN_BYTES_MAX ? at : 0;
 }
 
-/* \s+(?!\S)|\s+: a run before other text leaves its last character to that text, unless it is the only one. */
+/* \s+(?!\S)|\s+: a run before other text leaves its last character to that text, unless it is the only one.
+ */
 static size_t space_run(const PretokenClasses *classes, const uint8_t *text, size_t bytes, bool last) {
     size_t at = 0, final = 0, length;
     while (at < bytes && at < PRETOKEN_BYTES_MAX) {
@@ -158,7 +159,8 @@ size_t pretoken_stream_next(PretokenStream *stream, bool last, const uint8_t **t
     *text = stream->text + stream->at;
     size_t bytes = pretoken_next(&stream->classes, *text, left, last);
     stream->at += bytes;
-    /* Looking again only when there is twice as much keeps a long pre-token that comes in small pieces linear. */
+    /* Looking again only when there is twice as much keeps a long pre-token that comes in small pieces
+     * linear. */
     stream->retry_at = bytes ? 0 : 2 * left < PRETOKEN_BYTES_MAX ? 2 * left : PRETOKEN_BYTES_MAX;
     return bytes;
 }

@@ -2,9 +2,9 @@
  *
  * The pattern (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, its encoder):
  *   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
- * written by hand, so that it can run over a stream. Text is UTF-8; a byte that is no part of valid UTF-8 (RFC 3629:
- * no surrogates, nothing overlong) is a character of its own that is neither letter, number nor space.
- * Every byte belongs to exactly one pre-token: joined, the pre-tokens are the text. */
+ * written by hand, so that it can run over a stream. Text is UTF-8; a byte that is no part of valid UTF-8
+ * (RFC 3629: no surrogates, nothing overlong) is a character of its own that is neither letter, number nor
+ * space. Every byte belongs to exactly one pre-token: joined, the pre-tokens are the text. */
 #ifndef LLMC_PRETOKEN_H
 #define LLMC_PRETOKEN_H
 #include <stdbool.h>
@@ -20,13 +20,14 @@ typedef struct {
 } PretokenClasses;
 void pretoken_classes_init(PretokenClasses *classes);
 
-/* The length of the pre-token at the start of text[0..bytes), or 0 if more text could change it. last: no more text
- * will come; then it is 0 only for bytes = 0. */
+/* The length of the pre-token at the start of text[0..bytes), or 0 if more text could change it. last: no
+ * more text will come; then it is 0 only for bytes = 0. */
 size_t pretoken_next(const PretokenClasses *classes, const uint8_t *text, size_t bytes, bool last);
 
-/* The pre-tokens of a text that comes in pieces: append a piece (at most PRETOKEN_PIECE_BYTES), take pre-tokens until
- * there is none, append the next; after the last piece take with last = true. Any cutting of a text into pieces gives
- * the same pre-tokens. Memory: at most a little more than twice PRETOKEN_BYTES_MAX. */
+/* The pre-tokens of a text that comes in pieces: append a piece (at most PRETOKEN_PIECE_BYTES), take
+ * pre-tokens until there is none, append the next; after the last piece take with last = true. Any cutting of
+ * a text into pieces gives the same pre-tokens. Memory: at most a little more than twice PRETOKEN_BYTES_MAX.
+ */
 enum { PRETOKEN_PIECE_BYTES = 1 << 16, PRETOKEN_PAD_BYTES = 32 };
 typedef struct {
     PretokenClasses classes;
@@ -38,7 +39,7 @@ typedef struct {
 PretokenStream *pretoken_stream_open(void);                                             /* NULL: no memory */
 void pretoken_stream_close(PretokenStream *stream);                                     /* NULL: nothing */
 bool pretoken_stream_append(PretokenStream *stream, const uint8_t *text, size_t bytes); /* false: no memory */
-/* The length of the next pre-token, *text its start (readable for PRETOKEN_PAD_BYTES, valid until the next append);
- * 0: none yet, or with last none at all. */
+/* The length of the next pre-token, *text its start (readable for PRETOKEN_PAD_BYTES, valid until the next
+ * append); 0: none yet, or with last none at all. */
 size_t pretoken_stream_next(PretokenStream *stream, bool last, const uint8_t **text);
 #endif

@@ -1,7 +1,8 @@
-/* token_encoder.c: text to ids: pre-tokens are cut from the stream and their byte pairs merged; see tokenizer.h.
+/* token_encoder.c: text to ids: pre-tokens are cut from the stream and their byte pairs merged; see
+ * tokenizer.h.
  *
- * Most pre-tokens of a text were seen before: a cache of one line of memory each answers them with their ids. Others
- * are merged by scanning for the lowest merge when short, with a heap (n log n) when long. */
+ * Most pre-tokens of a text were seen before: a cache of one line of memory each answers them with their ids.
+ * Others are merged by scanning for the lowest merge when short, with a heap (n log n) when long. */
 #include "base/check.h"
 #include "data/tokenizer_internal.h"
 #include <stdlib.h>
@@ -142,8 +143,8 @@ static void push_pair(MergeList *list, const Tokenizer *t, size_t left, size_t r
     if (id != PAIR_NONE) heap_push(list, (uint64_t)id << 32 | left);
 }
 
-/* As merge_short for any n: O(n log n). Each merge pops one entry and pushes at most two, so 2n entries suffice; an
- * entry whose symbols changed since is known by its pair no longer merging into its id. */
+/* As merge_short for any n: O(n log n). Each merge pops one entry and pushes at most two, so 2n entries
+ * suffice; an entry whose symbols changed since is known by its pair no longer merging into its id. */
 static bool merge_long(TokenEncoder *e, const uint8_t *text, size_t n, Tokens *out, Error *err) {
     const Tokenizer *t = e->tokenizer;
     MergeList *list = &e->list;

@@ -3,8 +3,8 @@
  *   header[0] magic 20240520   header[1] version 1   header[2] number of tokens
  *   header[3] vocabulary size and header[4] tokenizer fingerprint: our addition; 0 in llm.c's files = unknown
  *
- * A file is accepted only if its size is exactly what its header says. Files are written aside and renamed when
- * complete (base/file.h), so a file that is there under its name is whole. */
+ * A file is accepted only if its size is exactly what its header says. Files are written aside and renamed
+ * when complete (base/file.h), so a file that is there under its name is whole. */
 #ifndef LLMC_TOKEN_FILE_H
 #define LLMC_TOKEN_FILE_H
 #include "base/error.h"
@@ -34,8 +34,8 @@ bool token_file_check(const void *header, size_t header_bytes, uint64_t file_byt
 /* Opens for reading and checks it: *fd (close it with close(2)) and *info. */
 bool token_file_open(const char *path, int *fd, TokenFileInfo *info, Error *err);
 
-/* Reads `count` tokens from token `first` on. The caller stays below info.tokens; reaching the end of the file
- * all the same means that it shrank since it was opened, and is an error. */
+/* Reads `count` tokens from token `first` on. The caller stays below info.tokens; reaching the end of the
+ * file all the same means that it shrank since it was opened, and is an error. */
 bool token_file_read(int fd, const char *path, uint64_t first, size_t count, uint16_t *out, Error *err);
 
 typedef struct {
@@ -44,7 +44,8 @@ typedef struct {
 } TokenFileWriter;
 
 /* As the functions of FileWriter: after a failure only abort may follow, and abort may always follow.
- * vocab_size 0..TOKEN_FILE_VOCAB_MAX (0: unknown); a larger one does not fit uint16 tokens and is an error. */
+ * vocab_size 0..TOKEN_FILE_VOCAB_MAX (0: unknown); a larger one does not fit uint16 tokens and is an error.
+ */
 bool token_file_writer_open(TokenFileWriter *writer, const char *path, int vocab_size, uint32_t fingerprint,
                             Error *err);
 bool token_file_writer_write(TokenFileWriter *writer, const uint16_t *ids, size_t count, Error *err);

@@ -1,4 +1,5 @@
-/* tokenizer.c: reading, checking, writing and decoding of tokenizers; see tokenizer.h. Encoding is in token_encoder.c. */
+/* tokenizer.c: reading, checking, writing and decoding of tokenizers; see tokenizer.h. Encoding is in
+ * token_encoder.c. */
 #include "base/check.h"
 #include "base/crc32c.h"
 #include "base/file.h"
@@ -15,7 +16,8 @@ enum { FILE_BYTES_MAX = 1 << 26, MERGES_MAX = TOKENIZER_VOCAB_MAX - TOKENIZER_BY
 
 /* --- GPT-2's alphabet: a printable character for each byte --- */
 
-/* Printable bytes stand for themselves, the other 68 for U+0100 on. An id of a byte is its place in this order. */
+/* Printable bytes stand for themselves, the other 68 for U+0100 on. An id of a byte is its place in this
+ * order. */
 static bool is_printable(int byte) {
     return (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
 }
@@ -71,7 +73,8 @@ static void index_pair(Tokenizer *t, size_t merge) {
     t->pairs[i] = (PairSlot){pair, (uint32_t)(TOKENIZER_BYTES + merge)};
 }
 
-/* Memory for merge_count merges whose spellings have at most `spelling_bytes` bytes, and the 256 byte symbols. */
+/* Memory for merge_count merges whose spellings have at most `spelling_bytes` bytes, and the 256 byte
+ * symbols. */
 static Tokenizer *begin(size_t merge_count, size_t spelling_bytes, Spellings *s) {
     Tokenizer *t = calloc(1, sizeof *t);
     if (!t) return NULL;
@@ -85,6 +88,8 @@ static Tokenizer *begin(size_t merge_count, size_t spelling_bytes, Spellings *s)
     s->mask = slots - 1;
     if (!t->merges || !t->spellings || !t->spelling_at || !t->pairs || !s->slots) {
         tokenizer_close(t);
+        free(s->slots);
+        s->slots = NULL;
         return NULL;
     }
     for (size_t i = 0; i < slots; i++) t->pairs[i] = (PairSlot){PAIR_NONE, 0}, s->slots[i] = NO_ID;

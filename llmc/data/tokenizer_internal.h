@@ -1,4 +1,5 @@
-/* tokenizer_internal.h: what a Tokenizer consists of, for tokenizer.c (which builds it) and token_encoder.c. */
+/* tokenizer_internal.h: what a Tokenizer consists of, for tokenizer.c (which builds it) and token_encoder.c.
+ */
 #ifndef LLMC_TOKENIZER_INTERNAL_H
 #define LLMC_TOKENIZER_INTERNAL_H
 #include "data/pretoken.h"

@@ -1,5 +1,5 @@
-/* tokenize.c: see tokenize.h. Text flows from the inputs through one encoder into the two splits, each a row of
- * token files. */
+/* tokenize.c: see tokenize.h. Text flows from the inputs through one encoder into the two splits, each a row
+ * of token files. */
 #define _POSIX_C_SOURCE 200809L
 #include "run/tokenize.h"
 #include "base/check.h"
@@ -139,7 +139,8 @@ static bool end_document(Run *run, Error *err) {
                         : token_encoder_finish(run->encoder, &run->tokens, err);
 }
 
-/* Where the document that text[0..bytes) goes on with ends: behind the first two newlines in a row, or bytes. */
+/* Where the document that text[0..bytes) goes on with ends: behind the first two newlines in a row, or bytes.
+ */
 static size_t document_bytes(Run *run, const char *text, size_t bytes, bool *ends) {
     *ends = false;
     if (!run->options->blank_line_documents) return bytes;

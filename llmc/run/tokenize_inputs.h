@@ -1,7 +1,8 @@
 /* tokenize_inputs.h: which files a tokenize run reads, and their bytes one after another.
  *
- * A folder stands for the regular files in it and below, by name; hidden ones (.git, .cache) and links to folders are
- * passed over. What does not look like text is passed over with a word when found in a folder, an error when named. */
+ * A folder stands for the regular files in it and below, by name; hidden ones (.git, .cache) and links to
+ * folders are passed over. What does not look like text is passed over with a word when found in a folder, an
+ * error when named. */
 #ifndef LLMC_TOKENIZE_INPUTS_H
 #define LLMC_TOKENIZE_INPUTS_H
 #include "base/error.h"
@@ -22,8 +23,9 @@ typedef struct {
     size_t num_skipped; /* files of folders that are not text */
 } TokenizeInputs;
 
-/* Lists the inputs; start with {0}. spool_stdin: copies what comes from "-" to a temporary file that has no name.
- * False with err: not there, not readable, nothing found, no memory. Then, too, tokenize_inputs_close. */
+/* Lists the inputs; start with {0}. spool_stdin: copies what comes from "-" to a temporary file that has no
+ * name. False with err: not there, not readable, nothing found, no memory. Then, too, tokenize_inputs_close.
+ */
 bool tokenize_inputs_open(TokenizeInputs *inputs, const char *const *paths, size_t count, bool spool_stdin,
                           Error *err);
 void tokenize_inputs_close(TokenizeInputs *inputs);
