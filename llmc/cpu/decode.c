@@ -140,7 +140,7 @@ SIMD const float *ring_at(const Ring *ring, const float *head, size_t i) {
     size_t slot = ring->first + i;
     return head + (slot < ring->slots ? slot : slot - ring->slots) * ring->C;
 }
-enum { AHEAD = 8 }; /* rows of a head lie far apart, so the next ones are asked for by hand */
+enum { AHEAD = 16 }; /* rows of a head lie far apart, so the next ones are asked for by hand */
 SIMD void ring_prefetch(const Ring *ring, const float *head, size_t i) {
     if (i + AHEAD >= ring->seen) return;
     const char *row = (const char *)ring_at(ring, head, i + AHEAD);
