@@ -156,11 +156,12 @@ static bool train(const Options *o, int *exit_code, Error *err) {
     Trainer t;
     Report report = {0};
     if (!trainer_open(&t, o, err)) return false;
-    bool ok = report_open(&report, &t, err);
     signals_install();
-    if (ok && t.progress.step >= o->steps)
+    bool ok = true, done = t.progress.step && t.progress.step >= o->steps;
+    if (done) /* and the files of the run stay as they are */
         log_info("nothing to do: %s has done %lld of %d steps", o->run, (long long)t.progress.step, o->steps);
-    ok = ok && train_loop(&t, &report, exit_code, err);
+    else
+        ok = report_open(&report, &t, err) && train_loop(&t, &report, exit_code, err);
     progress_sparkline(&report.progress);
     metrics_close(&report.metrics);
     trainer_close(&t);
@@ -211,10 +212,24 @@ static bool run_command(const Options *o, int *exit_code, Error *err) {
     }
 }
 
+/* What could not be written to stdout is an error, except while training, whose results are in the run folder. */
+static int finish(const Options *o, int exit_code) {
+    bool training = o->command == COMMAND_TRAIN && o->help == HELP_NONE && strcmp(o->preset, "list") != 0;
+    if (!fflush(stdout) && !ferror(stdout)) return exit_code;
+    if (training) {
+        log_warn("stdout: could not be written; %s",
+                 *o->run ? "all is in metrics.jsonl" : "lines are missing");
+        return exit_code;
+    }
+    fprintf(stderr, "error: stdout: cannot be written (is the disk full?)\n");
+    return exit_code == EXIT_DONE ? EXIT_FAILED : exit_code;
+}
+
 int main(int argc, char **argv) {
     static Options options; /* large: every string option is an array */
     Error err;
     int exit_code = EXIT_DONE;
+    machine_open_standard_files();
     machine_spin_briefly(argv);
     if (!options_parse(&options, argc, argv, &err)) {
         fprintf(stderr, "error: %s\n", err.text);
@@ -222,13 +237,13 @@ int main(int argc, char **argv) {
     }
     if (options.help != HELP_NONE) {
         options_help(&options, stdout);
-        return EXIT_DONE;
+        return finish(&options, EXIT_DONE);
     }
     log_open(0, options.quiet);
     if (options.command == COMMAND_TRAIN) {
         if (!strcmp(options.preset, "list")) {
             presets_print(&options, stdout);
-            return EXIT_DONE;
+            return finish(&options, EXIT_DONE);
         }
         presets_apply(&options);
         if (!options.quiet) options_print(&options, false, stderr);
@@ -238,5 +253,5 @@ int main(int argc, char **argv) {
         fprintf(stderr, "error: %s\n", err.text);
         return EXIT_FAILED;
     }
-    return exit_code;
+    return finish(&options, exit_code);
 }

@@ -13,7 +13,12 @@ double machine_peak_bytes(void);
 /* Is this program in a folder of PATH? */
 bool machine_has_program(const char *program);
 
-/* Call first in main. Where threads wait for each other, the OpenMP runtimes spin for long by default; on a machine
+/* Call first in main. If stdin, stdout or stderr is closed, the next file to be opened would take its place, and what
+ * is printed would go into it: they are made unusable instead. A write beyond 'ulimit -f' becomes an error like any
+ * other, not the end of the process. */
+void machine_open_standard_files(void);
+
+/* Call early in main. Where threads wait for each other, the OpenMP runtimes spin for long by default; on a machine
  * with other work to do, that keeps the very thread that is waited for from running. They read how long to spin from
  * the environment before main begins, so this sets it and starts the program again, unless the user has set it. */
 void machine_spin_briefly(char **argv);

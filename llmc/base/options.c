@@ -234,7 +234,7 @@ static bool store(const OptionRow *row, void *field, const char *text) {
         return true;
     case TYPE_INT:
     case TYPE_INT64:
-        if (!parse_integer(text, &integer) || (double)integer < row->min || (double)integer > row->max)
+        if (!parse_integer(text, &integer) || integer < (int64_t)row->min || integer > (int64_t)row->max)
             return false;
         if (row->type == TYPE_INT)
             *(int *)field = (int)integer;

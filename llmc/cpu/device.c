@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "model/device.h"
 #include "base/check.h"
+#include "base/error.h"
 #include "cpu/dispatch.h"
 #include <omp.h>
 #include <stdio.h>
@@ -131,7 +132,7 @@ void *cpu_scratch(int slot, size_t bytes) {
         if (!memory[slot]) {
             fprintf(stderr, "error: no memory for %zu bytes of kernel scratch (use a smaller batch)\n",
                     bytes);
-            abort();
+            exit(EXIT_FAILED); /* kernels cannot fail, and nothing is half-written between two of them */
         }
     }
     return memory[slot];

@@ -64,6 +64,23 @@ static bool open_validation_data(Trainer *t, Error *err) {
 
 /* --- sizes --- */
 
+/* A size given beside --init has to be the model's own. */
+static bool check_init_sizes(const Options *o, const GPT2Config *model, Error *err) {
+    const struct {
+        const char *name;
+        int wanted, has;
+    } sizes[] = {{"layers", o->layers, model->layers},
+                 {"heads", o->heads, model->heads},
+                 {"channels", o->channels, model->channels},
+                 {"context", o->context, model->context}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
+        if (sizes[i].wanted && sizes[i].wanted != sizes[i].has)
+            return error_set(err, "--%s %d: the model %s has %d (leave sizes and --preset out with --init%s)",
+                             sizes[i].name, sizes[i].wanted, o->init, sizes[i].has,
+                             strcmp(sizes[i].name, "context") ? "" : "; --sequence makes sequences shorter");
+    return true;
+}
+
 static bool choose_batch(Trainer *t, const GPT2Config *config, Error *err) {
     const Options *o = t->options;
     t->B = (size_t)o->batch_size;
@@ -120,19 +137,26 @@ bool trainer_save(Trainer *t, Error *err) {
     return run_state_save(t->options->run, records, NUM_RECORDS, err);
 }
 
+/* Compared before the weights are read, whose sizes it decides. */
+static bool check_same_model(const Trainer *t, Error *err) {
+    GPT2Config held = {0};
+    RunRecord record = {"config", &held, sizeof held, false};
+    if (!run_state_load(t->options->run, &record, 1, err)) return false;
+    held.window = t->model.config.window; /* may change in the middle of a run */
+    if (!memcmp(&held, &t->model.config, sizeof held)) return true;
+    return error_set(err,
+                     "%s: holds another model: %d layers, %d heads, %d channels, context %d, vocabulary %d "
+                     "(give the same options, another --run, or --resume=never)",
+                     t->options->run, held.layers, held.heads, held.channels, held.context, held.vocab);
+}
+
 static bool resume(Trainer *t, Error *err) {
     RunRecord records[NUM_RECORDS];
-    GPT2Config wanted = t->model.config;
+    int window = t->model.config.window;
     list_records(t, records);
+    if (!check_same_model(t, err)) return false;
     if (!run_state_load(t->options->run, records, NUM_RECORDS, err)) return false;
-    t->model.config.window = wanted.window; /* may change in the middle of a run */
-    if (memcmp(&wanted, &t->model.config, sizeof wanted))
-        return error_set(
-            err,
-            "%s: holds another model: %d layers, %d heads, %d channels, context %d, vocabulary %d "
-            "(give the same options, another --run, or --resume=never)",
-            t->options->run, t->model.config.layers, t->model.config.heads, t->model.config.channels,
-            t->model.config.context, t->model.config.vocab);
+    t->model.config.window = window;
     t->optimizer.step = (int)t->progress.adamw_step;
     log_info("resumed     %s at step %lld, %llu tokens", t->options->run, (long long)t->progress.step,
              (unsigned long long)t->progress.tokens);
@@ -182,6 +206,7 @@ static Schedule schedule_of(const Options *o) {
 
 static bool open_all(Trainer *t, const ModelSource *source, Error *err) {
     const Options *o = t->options;
+    if (source && !check_init_sizes(o, &source->config, err)) return false;
     GPT2Config config = presets_config(o, 1, source ? &source->config : NULL);
     if (!choose_batch(t, &config, err) || !open_train_data(t, (int)t->T, err) || !open_tokenizer(t, err))
         return false;
