@@ -119,8 +119,9 @@ bool file_make_directory(const char *path, Error *err) {
         if (part[i] != '/' && part[i] != 0) continue;
         char saved = part[i];
         part[i] = 0;
-        if (mkdir(part, 0777) != 0 && !file_is_directory(part)) {
-            if (errno == EEXIST) errno = ENOTDIR;
+        int error = mkdir(part, 0777) == 0 ? 0 : errno;
+        if (error && !file_is_directory(part)) {
+            errno = error == EEXIST ? ENOTDIR : error;
             return file_error(err, part, "make this folder");
         }
         part[i] = saved;
