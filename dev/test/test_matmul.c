@@ -192,6 +192,7 @@ static void check_long(uint64_t seed) {
     check_forward(9, 1700, 50, seed);
     check_backward(1601, 17, 50, false, true, seed + 10);
     check_backward(9, 50, 3300, true, true, seed + 20);
+    if (cpu_precision == PRECISION_FP32) check_backward(261, 263, 3100, false, true, seed + 30);
 }
 
 static int run(const char *isa) {
