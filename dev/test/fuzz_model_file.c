@@ -1,5 +1,5 @@
-/* fuzz_model_file.c: any bytes as a model file (llm.c's or safetensors): one line of error, or a model that loads.
- * Run by test_model_file.c and test_safetensors.c, and by libFuzzer; see fuzz.h. */
+/* fuzz_model_file.c: any bytes as a model file (llm.c's or safetensors): one line of error, or a model that
+ * loads. Run by test_model_file.c and test_safetensors.c, and by libFuzzer; see fuzz.h. */
 #include "run/model_file.h"
 #include "test_folder.h"
 

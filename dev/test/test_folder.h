@@ -1,5 +1,5 @@
-/* test_folder.h: a folder of its own for a test's files, under $TMPDIR or /tmp, and whole files in and out. Needs
- * _XOPEN_SOURCE 700. */
+/* test_folder.h: a folder of its own for a test's files, under $TMPDIR or /tmp, and whole files in and out.
+ * Needs _XOPEN_SOURCE 700. */
 #ifndef TEST_FOLDER_H
 #define TEST_FOLDER_H
 #include "base/check.h"
@@ -75,7 +75,8 @@ static inline uint8_t *test_file_read(const char *path, size_t *bytes) {
     return data;
 }
 
-/* Changes bytes below `within` at random, or cuts the file off; the same for the same round. Returns its new size. */
+/* Changes bytes below `within` at random, or cuts the file off; the same for the same round. Returns its new
+ * size. */
 static inline size_t test_mutate(uint8_t *data, size_t bytes, size_t within, uint64_t round) {
     uint32_t r[4];
     static const uint8_t wild[] = {0, 1, 0x7f, 0x80, 0xff, '0', '9', '"', '{', '}', ',', '-'};

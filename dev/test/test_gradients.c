@@ -1,8 +1,8 @@
-/* test_gradients.c: the backward against finite differences of the forward, tensor by tensor, with and without a
- * window, in odd shapes; batches in parts against the whole.
+/* test_gradients.c: the backward against finite differences of the forward, tensor by tensor, with and
+ * without a window, in odd shapes; batches in parts against the whole.
  *
- * Central differences of the loss in fp32, summed in double. Along a direction of the whole tensor the loss moves far
- * more than it is rounded, so that is the sharp check; single weights show a wrong place. */
+ * Central differences of the loss in fp32, summed in double. Along a direction of the whole tensor the loss
+ * moves far more than it is rounded, so that is the sharp check; single weights show a wrong place. */
 #include "model/gpt2.h"
 #include "model/kernels.h"
 #include "test.h"
@@ -67,7 +67,7 @@ static void gradients(GPT2 *m) {
     gpt2_backward(m, tokens);
 }
 
-/* The change of the loss for a step of +-h along direction d (n) from x, divided by 2 h. saved: room for n. */
+/* The change of the loss for a step of +-h along direction d (n) from x, divided by 2 h. saved: n floats. */
 static double slope(GPT2 *m, float *x, const float *d, size_t n, double h, float *saved) {
     memcpy(saved, x, n * sizeof *x);
     for (size_t i = 0; i < n; i++) x[i] = (float)((double)saved[i] + h * (double)d[i]);

@@ -1,5 +1,5 @@
-/* test_model_file.c: llm.c's model files: what is written reads back, laid out as llm.c expects; what is damaged is
- * refused in one line; fuzzed by fuzz_model_file.c. */
+/* test_model_file.c: llm.c's model files: what is written reads back, laid out as llm.c expects; what is
+ * damaged is refused in one line; fuzzed by fuzz_model_file.c. */
 #define _XOPEN_SOURCE 700
 #include "fuzz_model_file.c"
 #include "run/run_state.h"

@@ -1,4 +1,5 @@
-/* test_reference.c: test_gpt2.c itself: what it reads is checked, it can fail, and llm.c's own form of the files works. */
+/* test_reference.c: test_gpt2.c itself: what it reads is checked, it can fail, and llm.c's own form of the
+ * files works. */
 #define _XOPEN_SOURCE 700
 #define main          test_gpt2_main
 #include "../../test_gpt2.c"
@@ -10,7 +11,8 @@
 static const char golden[] = "dev/reference/golden";
 enum { LLMC_BYTES = 1024 + 8 * 51 + 4 * 51 * 67 + 4 + 4 * 13100 };
 
-/* The verdict on the pair x.bin, x_debug_state.bin in the test's folder; -1: an error. Its table is not shown. */
+/* The verdict on the pair x.bin, x_debug_state.bin in the test's folder; -1: an error. Its table is not
+ * shown. */
 static int verdict(Error *err) {
     bool ok = false;
     fflush(stdout);

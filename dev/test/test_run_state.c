@@ -1,5 +1,5 @@
-/* test_run_state.c: a run's state comes back as it was saved; any damaged bit is found; a crash at any point of a save
- * leaves a state. */
+/* test_run_state.c: a run's state comes back as it was saved; any damaged bit is found; a crash at any point
+ * of a save leaves a state. */
 #define _XOPEN_SOURCE 700
 #include "base/crc32c.h"
 #include "base/log.h"

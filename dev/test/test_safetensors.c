@@ -1,5 +1,5 @@
-/* test_safetensors.c: Hugging Face's files: what is written reads back, the variants that others write are read, what
- * is damaged or is no GPT-2 is refused in one line; fuzzed by fuzz_model_file.c. */
+/* test_safetensors.c: Hugging Face's files: what is written reads back, the variants that others write are
+ * read, what is damaged or is no GPT-2 is refused in one line; fuzzed by fuzz_model_file.c. */
 #define _XOPEN_SOURCE 700
 #include "base/json.h"
 #include "fuzz_model_file.c"

@@ -97,7 +97,7 @@ fail:
     return false;
 }
 
-/* `count` weights of m from element `first` of the flat array on. block: TENSOR_IO_BLOCK floats of scratch. */
+/* `count` weights of m from element `first` of the flat array on. block: TENSOR_IO_BLOCK floats. */
 static bool write_tensor(FileWriter *writer, const GPT2 *m, size_t first, size_t count, TensorType type,
                          float *block, Error *err) {
     for (size_t at = 0; at < count; at += TENSOR_IO_BLOCK) {
@@ -200,7 +200,7 @@ bool model_source_open(ModelSource *source, const char *path, Error *err) {
         path);
 }
 
-/* n elements of a place from element `at` on. A weight that is not finite is the one damage that can be seen. */
+/* n elements of a place from element `at` on. The only damage to weights that shows: not finite. */
 static bool read_block(const TensorFile *file, TensorPlace place, size_t at, float *block, size_t n,
                        Error *err) {
     uint64_t offset = place.offset + (uint64_t)at * tensor_type_bytes(place.type);

@@ -1,13 +1,14 @@
 /* model_file.h: where the weights of a model lie on disk, whatever the format, and llm.c's model files.
  *
- * A ModelSource says for every tensor and layer in which file, at which byte, in which type it lies. Each format only
- * fills that table when it is opened (all sizes checked against the files), and one function loads them all, in
- * blocks. Formats, recognised by content:
- *   llm.c's .bin       256 int32: magic 20240326, version 3 (fp32) or 5 (bf16), context, V, layers, heads, channels,
- *                      Vp; then the tensors in the order of tensors.h, each with all its layers together.
+ * A ModelSource says for every tensor and layer in which file, at which byte, in which type it lies. Each
+ * format only fills that table when it is opened (all sizes checked against the files), and one function
+ * loads them all, in blocks. Formats, recognised by content:
+ *   llm.c's .bin       256 int32: magic 20240326, version 3 (fp32) or 5 (bf16), context, V, layers, heads,
+ *                      channels, Vp; then the tensors in the order of tensors.h, each with all its layers
+ *                      together.
  *   safetensors        a file, or a folder of Hugging Face's with config.json (safetensors.h).
- *   a run's folder     its newest good run state (run_state.h), which holds the records "config" (GPT2Config) and
- *                      "params" (the flat array). */
+ *   a run's folder     its newest good run state (run_state.h), which holds the records "config" (GPT2Config)
+ *                      and "params" (the flat array). */
 #ifndef LLMC_MODEL_FILE_H
 #define LLMC_MODEL_FILE_H
 #include "base/error.h"
@@ -31,19 +32,19 @@ typedef struct {
     TensorPlace *places; /* [layer * NUM_PARAM_TENSORS + tensor]; MODEL tensors at layer 0 */
 } ModelSource;
 
-/* Opens whatever model lies at path: a file of one of the formats, or a folder of one. Fails unless every tensor of the
- * configuration is there with its exact shape. After a failure nothing needs closing. */
+/* Opens whatever model lies at path: a file of one of the formats, or a folder of one. Fails unless every
+ * tensor of the configuration is there with its exact shape. After a failure nothing needs closing. */
 bool model_source_open(ModelSource *source, const char *path, Error *err);
-/* Reads all weights into m->params; m->config must have the sizes of source->config. The padded rows become zero. A
- * weight that is not finite is an error. On failure the weights are a mixture and must not be used. */
+/* Reads all weights into m->params; m->config must have the sizes of source->config. The padded rows become
+ * zero. A weight that is not finite is an error. On failure m's weights are not to be used. */
 bool model_source_load(const ModelSource *source, GPT2 *m, Error *err);
 void model_source_close(ModelSource *source);
 
-/* For the formats' own files: makes the table, empty; takes over nothing. config is set before. */
+/* For the formats' own files: makes an empty table for source->config, and room for files not yet open. */
 bool model_source_allocate(ModelSource *source, int files, Error *err);
 TensorPlace *model_source_place(const ModelSource *source, int tensor, int layer);
 
-/* Writes m's weights as llm.c's model file, F32 (version 3) or BF16 (version 5), aside, durable, then renamed. The
- * window is not in the format. */
+/* Writes m's weights as llm.c's model file, F32 (version 3) or BF16 (version 5), aside, durable, then
+ * renamed. The window is not in the format. */
 bool model_file_write(const char *path, const GPT2 *m, TensorType type, Error *err);
 #endif

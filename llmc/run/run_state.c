@@ -221,8 +221,8 @@ static bool read_entry(const State *state, const Entry *e, unsigned char *memory
 /* What is done with one file of the folder. */
 typedef bool (*Visit)(State *state, void *ctx, unsigned char *block, Error *err);
 
-/* Visits the files, newest first, until one succeeds. The error is the newest file's; an older one that had to do is
- * warned about. */
+/* Visits the files, newest first, until one succeeds. The error is the newest file's; an older one that had
+ * to do is warned about. */
 static bool visit_newest(const char *directory, Visit visit, void *ctx, Error *err) {
     bool ok = false, failed = false;
     Error why;

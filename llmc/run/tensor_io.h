@@ -1,7 +1,8 @@
-/* tensor_io.h: numbers in files: reading at an offset with the size checked, and fp32 from and to the stored types.
+/* tensor_io.h: numbers in files: reading at an offset with the size checked, and fp32 from and to the stored
+ * types.
  *
- * What model files, safetensors and run states share. All of them are little-endian, as every machine that this
- * builds for. */
+ * What model files, safetensors and run states share. All of them are little-endian, as every machine that
+ * this builds for. */
 #ifndef LLMC_TENSOR_IO_H
 #define LLMC_TENSOR_IO_H
 #include "base/file.h"
@@ -27,7 +28,8 @@ typedef struct {
 bool tensor_file_open(TensorFile *file, const char *path, Error *err);
 /* Also of a file that was never opened, if fd is -1. */
 void tensor_file_close(TensorFile *file);
-/* Exactly `bytes` bytes at `offset`; a file that ends before is an error that says where. Safe from any thread. */
+/* Exactly `bytes` bytes at `offset`; a file that ends before is an error that says where. Safe from any
+ * thread. */
 bool tensor_file_read(const TensorFile *file, uint64_t offset, void *data, size_t bytes, Error *err);
 /* n elements stored at byte `offset`, as fp32. n <= TENSOR_IO_BLOCK unless the type is TENSOR_F32. */
 bool tensor_file_read_floats(const TensorFile *file, uint64_t offset, TensorType type, float *out, size_t n,
