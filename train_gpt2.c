@@ -14,6 +14,7 @@
 #include "run/plot.h"
 #include "run/presets.h"
 #include "run/progress.h"
+#include "run/run_lock.h"
 #include "run/sampling.h"
 #include "run/signals.h"
 #include "run/tokenize.h"
@@ -77,16 +78,17 @@ static bool train_step(Trainer *t, StepResult *r, Error *err) {
 typedef struct {
     Progress progress;
     Metrics metrics;
+    RunLock lock;
     bool has_files;
 } Report;
 
 static bool report_open(Report *report, const Trainer *t, Error *err) {
     const Options *o = t->options;
     char path[FILE_PATH_BYTES];
-    *report = (Report){.has_files = *o->run};
+    report->has_files = *o->run;
     progress_open(&report->progress, stdout, o->color);
     if (!report->has_files) return true;
-    if (!file_make_directory(o->run, err)) return false;
+    if (!file_make_directory(o->run, err) || !run_lock_take(&report->lock, o->run, err)) return false;
     if (!file_join(path, o->run, "config.txt", err) || !options_save(o, path, err)) return false;
     if (!file_join(path, o->run, "tokenizer", err)) return false;
     if (t->tokenizer && !tokenizer_save(t->tokenizer, path, err)) return false;
@@ -154,8 +156,12 @@ static bool train_loop(Trainer *t, Report *report, int *exit_code, Error *err) {
 
 static bool train(const Options *o, int *exit_code, Error *err) {
     Trainer t;
-    Report report = {0};
-    if (!trainer_open(&t, o, err)) return false;
+    Report report = {.lock = {-1}};
+    if (*o->run && !run_lock_take(&report.lock, o->run, err)) return false;
+    if (!trainer_open(&t, o, err)) {
+        run_lock_release(&report.lock);
+        return false;
+    }
     signals_install();
     bool ok = true, done = t.progress.step && t.progress.step >= o->steps;
     if (done) /* and the files of the run stay as they are */
@@ -165,6 +171,7 @@ static bool train(const Options *o, int *exit_code, Error *err) {
     progress_sparkline(&report.progress);
     metrics_close(&report.metrics);
     trainer_close(&t);
+    run_lock_release(&report.lock);
     return ok;
 }
 
