@@ -536,6 +536,8 @@ def test_little_memory():
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
     fails(*TRAIN, "--run=new", "--batch-size=65536", "--context=4096", says="memory")
+    works(*TRAIN, "--run=wide", "--channels=256", "--context=8192", "--sequence=32", "--steps=1")
+    fails("eval", "wide", "--val-data=tok_val_*.bin", "--batch-size=65536", "--sequence=4096", says="memory")
     for args in ((*TRAIN, "--run=new", "--batch-size=16384"), (*TRAIN, "--run=new", "--channels=2048", "--layers=4"),
                  ("eval", "run", "--val-data=tok_val_*.bin", "--batch-size=65536")):
         fails(*args, "--threads=1", before=limit, says="memory")
@@ -588,7 +590,7 @@ def test_disk():
 
 
 def test_stdout():
-    for args in (("sample", "run", "--tokens=20"), ("--help",), ("doctor", "--threads=1"), ("--preset=list",),
+    for args in (("sample", "run", "--tokens=20"), ("sample", "run", "--tokens=1000000000", "--count=1000000"), ("--help",), ("doctor", "--threads=1"), ("--preset=list",),
                  ("eval", "run", "--val-data=tok_val_*.bin"), ("tokenize", "--decode", "tok_val_000000.bin")):
         with open("/dev/full", "wb") as full:
             fails(*args, stdout=full, says="stdout")

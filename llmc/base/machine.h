@@ -1,11 +1,16 @@
 /* machine.h: what the operating system says about this machine. */
 #ifndef LLMC_MACHINE_H
 #define LLMC_MACHINE_H
+#include "base/error.h"
 #include <stdbool.h>
 
 /* Bytes that can still be allocated without swapping, by the kernel's estimate and the container's limit;
  * 0: unknown. */
 double machine_available_bytes(void);
+
+/* Can so many bytes still be allocated? Asked first, for Linux promises memory that it does not have and kills later.
+ * what: "the model"; hint: what to do about it. */
+bool machine_check_memory(double bytes, const char *what, const char *hint, Error *err);
 
 /* The largest resident size of this process so far, bytes. */
 double machine_peak_bytes(void);

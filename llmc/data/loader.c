@@ -110,15 +110,17 @@ Loader *loader_open(const char *pattern, int T, uint64_t seed, bool shuffle, int
     for (int i = 0; i < SLOTS; i++) loader->slots[i].fd = -1;
     loader->window = malloc(((size_t)T + 1) * sizeof *loader->window);
     if (!loader->window) {
-        error_set(err, "%s: no memory for a sequence of T = %d tokens (lower T)", pattern, T);
+        error_set(err, "%s: no memory for a sequence of %d tokens (lower --sequence)", pattern, T);
         goto fail;
     }
     if (!find_shards(loader, pattern, err)) goto fail;
     for (size_t i = 0; i < loader->shard_count; i++)
         if (!add_shard(loader, &loader->shards[i], err)) goto fail;
     if (loader->samples == 0) {
-        error_set(err, "%s: %llu tokens are too few for one sequence of T = %d (lower T or take more text)",
-                  pattern, (unsigned long long)loader->tokens, T);
+        error_set(
+            err,
+            "%s: %llu tokens are too few for one sequence of %d (take more text, or a shorter --sequence)",
+            pattern, (unsigned long long)loader->tokens, T);
         goto fail;
     }
     return loader;

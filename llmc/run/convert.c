@@ -1,6 +1,7 @@
 /* convert.c: see convert.h. */
 #include "run/convert.h"
 #include "base/log.h"
+#include "base/machine.h"
 #include "run/model_file.h"
 #include "run/run_state.h"
 #include "run/safetensors.h"
@@ -69,6 +70,8 @@ bool convert_run(const Options *o, Error *err) {
     ModelSource source = {0};
     GPT2 m = {0};
     if (!choose_format(o, out, &llmc, err) || !model_source_open(&source, in, err)) return false;
+    double bytes = (double)gpt2_bytes(&source.config, 1, 1, 1, false);
+    if (!machine_check_memory(bytes, in, "convert it on a larger machine", err)) goto out;
     if (!gpt2_init(&m, &source.config, 1, 1, 1, false, err)) goto out;
     if (!model_source_load(&source, &m, err)) goto out;
     ok = llmc ? model_file_write(out, &m, type, err) : safetensors_write(out, &m, type, err);

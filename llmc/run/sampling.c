@@ -22,7 +22,7 @@ int sampling_write(Generator *g, const Tokenizer *tokenizer, const uint16_t *ids
         const char *text = tokenizer_decode(tokenizer, token, &bytes);
         if (!text || token == end) break;
         fwrite(text, 1, bytes, stdout);
-        fflush(stdout);
+        if (fflush(stdout)) break; /* nobody gets to see it: the caller says so */
         if (written + 1 < tokens_max) logits = generator_step(g, token);
     }
     return written;
@@ -58,15 +58,15 @@ bool sampling_run(const Options *o, Error *err) {
     const SampleConfig config = {o->temperature, o->top_k, o->top_p, (uint64_t)o->seed};
     double start = log_seconds();
     long written = 0;
-    for (int i = 0; i < o->count; i++) {
+    for (int i = 0; i < o->count && !ferror(stdout); i++) {
         if (i) printf("\n---\n");
         fwrite(prompt, 1, prompt_bytes, stdout);
         written +=
             sampling_write(&g, t.tokenizer, tokens.ids, tokens.count, o->tokens, &config, (uint64_t)i << 32);
         printf("\n");
     }
-    if (fflush(stdout)) {
-        error_set_errno(err, "stdout: cannot write the sample");
+    if (fflush(stdout) || ferror(stdout)) {
+        error_set(err, "stdout: cannot write the sample (is the disk full, or stdout closed?)");
         goto out;
     }
     double seconds = log_seconds() - start;

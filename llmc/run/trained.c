@@ -1,7 +1,7 @@
 /* trained.c: see trained.h. */
 #include "run/trained.h"
 #include "base/file.h"
-#include "base/log.h"
+#include "base/machine.h"
 #include "run/model_file.h"
 #include <string.h>
 
@@ -49,7 +49,10 @@ static bool open_model(Trained *t, const Options *o, const ModelSource *source, 
     GPT2Config config = source->config;
     if (o->source[OPTION_window] != SOURCE_DEFAULT) config.window = o->window;
     if (!T) T = (size_t)config.context;
-    return gpt2_init(&t->model, &config, B, T, (size_t)o->head_rows, false, err) &&
+    size_t bytes = gpt2_bytes(&config, B, T, (size_t)o->head_rows, false);
+    return machine_check_memory((double)bytes, "this model", "lower --batch-size, --sequence or --head-rows",
+                                err) &&
+           gpt2_init(&t->model, &config, B, T, (size_t)o->head_rows, false, err) &&
            model_source_load(source, &t->model, err);
 }
 
