@@ -126,9 +126,11 @@ def test_threads_and_seeds():
 
 
 def test_stop_and_resume():
-    code, err = train_and_signal("term", signal.SIGTERM, 4)
+    code, err = train_and_signal("term", signal.SIGTERM, 3)
     check(code == STOPPED and "SIGTERM" in err, f"SIGTERM: exit {code}: {err[-200:]}")
-    check(4 <= steps_done("term") < 8, f"SIGTERM: stopped after step {steps_done('term')}")
+    check(3 <= steps_done("term") < 8, f"SIGTERM: stopped after step {steps_done('term')}")
+    code, err = train_and_signal("term", signal.SIGHUP, steps_done("term") + 1)
+    check(code == STOPPED and "SIGHUP" in err, f"SIGHUP: exit {code}: {err[-200:]}")
     code, err = train_and_signal("term", signal.SIGINT, steps_done("term") + 1)
     check(code == STOPPED and "resumed" in err, f"SIGINT: exit {code}: {err[-200:]}")
     _, err = train("term", "--resume=must")

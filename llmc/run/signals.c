@@ -21,11 +21,14 @@ void signals_install(void) {
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGUSR1, &action, NULL);
+    struct sigaction hangup;
+    if (sigaction(SIGHUP, NULL, &hangup) == 0 && hangup.sa_handler != SIG_IGN) /* nohup's wish */
+        sigaction(SIGHUP, &action, NULL);
 }
 
 const char *signals_stop(void) {
     if (!stop_signal) return NULL;
-    return stop_signal == SIGINT ? "SIGINT" : "SIGTERM";
+    return stop_signal == SIGINT ? "SIGINT" : stop_signal == SIGHUP ? "SIGHUP" : "SIGTERM";
 }
 
 bool signals_save(void) {
