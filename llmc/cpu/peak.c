@@ -5,19 +5,19 @@
 #include "cpu/simd.h"
 #include <omp.h>
 
-enum { CHAINS = 12, ROUNDS = 20000 };
+enum { CHAINS = 24, ROUNDS = 10000 };
 
 /* Independent chains hide the latency; every loop over them is unrolled, or they would live in memory. */
 static void multiply_add_fp32(void) {
     vf sum[CHAINS], a = v_set1(1.0f), b = v_set1(0.0f);
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int i = 0; i < CHAINS; i++) sum[i] = v_set1((float)i);
     for (int r = 0; r < ROUNDS; r++) {
-#pragma GCC unroll 12
+#pragma GCC unroll 24
         for (int i = 0; i < CHAINS; i++) sum[i] = v_fma(a, sum[i], b);
     }
     volatile float sink = 0;
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int i = 0; i < CHAINS; i++) sink += v_sum(sum[i]);
     (void)sink;
 }
@@ -26,14 +26,14 @@ static void multiply_add_fp32(void) {
 static void multiply_add_bf16(void) {
     __m512 sum[CHAINS];
     __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f80), b = (__m512bh)_mm512_setzero_si512();
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_set1_ps((float)i);
     for (int r = 0; r < ROUNDS; r++) {
-#pragma GCC unroll 12
+#pragma GCC unroll 24
         for (int i = 0; i < CHAINS; i++) sum[i] = _mm512_dpbf16_ps(sum[i], a, b);
     }
     volatile float sink = 0;
-#pragma GCC unroll 12
+#pragma GCC unroll 24
     for (int i = 0; i < CHAINS; i++) sink += _mm512_reduce_add_ps(sum[i]);
     (void)sink;
 }
