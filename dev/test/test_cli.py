@@ -185,6 +185,9 @@ def test_train():
     with open("run/metrics.jsonl") as a, open("run_again/metrics.jsonl") as b:
         same = [json.loads(x)["loss"] == json.loads(y)["loss"] for x, y in zip(a, b)]
     check(len(same) == 30 and all(same), f"train: config.txt makes the same run again ({config[:100]!r})")
+    shutil.copy("tok_train_000000.bin", "odd [1] na*me.bin")
+    works(*TRAIN, "--train-data=odd [1] na*me.bin", "--run=odd \"run\" #é")
+    works("--config=odd \"run\" #é/config.txt", "--steps=4")
     return lines[-1]["val_loss"]
 
 
@@ -356,6 +359,7 @@ def test_wrong_flags():
 
 def test_bad_data():
     fails("train", *MODEL, says="--train-data")
+    fails("train", "--train-data", "tok_train_000000.bin", "tok_val_000000.bin", says=("tok_val", "quotes"), code=2)
     fails(*TRAIN, "--train-data=nothing_*.bin", says="nothing_*.bin")
     fails(*TRAIN, "--train-data=folder", says=("folder", "is a folder"))
     fails(*TRAIN, "--train-data=text.txt", says=("text.txt", "text file"))

@@ -116,7 +116,7 @@ static void test_bad_data(void) {
     int32_t x[40], y[40];
     expect_refused(pattern, 4, 0, "no such token file");
     write_shard(0, 41, 300, 0);
-    expect_refused(pattern, 41, 0, "41 tokens are too few for one sequence of T = 41");
+    expect_refused(pattern, 41, 0, "41 tokens are too few for one sequence of 41");
     expect_refused(pattern, 4, 257, "vocabulary of 300, but the model has one of 257");
     write_shard(1, 41, 300, 5);
     write_shard(2, 41, 300, 6);

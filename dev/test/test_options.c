@@ -84,7 +84,8 @@ static void test_errors(void) {
         {"-Z", "unknown flag -Z (see 'train_gpt2 train --help')"},
         {"trian", "unknown command 'trian' (did you mean 'train'?)"},
         {"frobnicate", "unknown command 'frobnicate' (see 'train_gpt2 --help')"},
-        {"train x", "train: unexpected argument 'x' (usage: train_gpt2 train [options])"},
+        {"train x", "train: unexpected argument 'x' (usage: train_gpt2 train [options]; patterns such as "
+                    "'tokens_*.bin' stand in quotes)"},
         {"convert x", "convert: an argument is missing (usage: train_gpt2 convert [options] IN OUT)"},
         {"sample a --model b", "sample: the model stands twice, as 'a' and as --model"},
         {"--help=foo", "--help: 'foo' must be one of text, man, bash, zsh"},

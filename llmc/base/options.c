@@ -512,9 +512,12 @@ static bool find_help(Options *o, int argc, char **argv, Error *err) {
 
 static bool check_arguments(Options *o, Error *err) {
     const CommandRow *c = &option_commands[o->command];
-    if (o->num_arguments > c->arguments_max)
-        return error_set(err, "%s: unexpected argument '%.60s' (usage: train_gpt2 %s [options]%s%s)", c->name,
-                         o->arguments[c->arguments_max], c->name, *c->arguments ? " " : "", c->arguments);
+    if (o->num_arguments > c->arguments_max) {
+        bool takes_glob = has_option(o->command, OPTION_val_data);
+        return error_set(err, "%s: unexpected argument '%.60s' (usage: train_gpt2 %s [options]%s%s%s)",
+                         c->name, o->arguments[c->arguments_max], c->name, *c->arguments ? " " : "",
+                         c->arguments, takes_glob ? "; patterns such as 'tokens_*.bin' stand in quotes" : "");
+    }
     if (o->num_arguments < c->arguments_min)
         return error_set(err, "%s: an argument is missing (usage: train_gpt2 %s [options] %s)", c->name,
                          c->name, c->arguments);

@@ -47,6 +47,8 @@ static bool find_shards(Loader *loader, const char *pattern, Error *err) {
     glob_t found = {0};
     bool ok = false;
     int status = glob(pattern, GLOB_NOSORT, NULL, &found);
+    if (status == GLOB_NOMATCH && access(pattern, F_OK) == 0) /* a name with a [ in it */
+        status = glob(pattern, GLOB_NOSORT | GLOB_NOCHECK, NULL, &found);
     if (status == GLOB_NOSPACE) {
         error_set(err, "%s: no memory to list the files", pattern);
         goto out;
