@@ -33,7 +33,7 @@ double machine_available_bytes(void) {
 
 bool machine_check_memory(double bytes, const char *what, const char *hint, Error *err) {
     double available = machine_available_bytes();
-    if (!available || bytes < available) return true;
+    if (available <= 0 || bytes < available) return true;
     return error_set(err, "%s needs %.2f GB of memory, %.2f GB is free (%s)", what, 1e-9 * bytes,
                      1e-9 * available, hint);
 }
