@@ -20,6 +20,14 @@ def find_data(name):
     return None
 
 
+def train_merges(prefix, vocabulary):
+    """A merges file of our own, trained on this repository's documents and sources; returns its path."""
+    program = os.path.join(ROOT, os.environ.get("BUILD", "build"), "train_gpt2")
+    subprocess.run([program, "tokenize", "README.md", "ARCHITECTURE.md", "llmc", "dev/test", f"--train-bpe={vocabulary}",
+                    f"--output={prefix}"], cwd=ROOT, check=True, capture_output=True)
+    return prefix + ".tokenizer"
+
+
 class Error(ctypes.Structure):
     _fields_ = [("text", ctypes.c_char * 768)]
 
