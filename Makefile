@@ -41,6 +41,16 @@ CPU_ONCE := llmc/cpu/device.c llmc/cpu/dispatch.c llmc/cpu/blas.c
 CPU_SRC  := $(filter-out $(CPU_ONCE),$(wildcard llmc/cpu/*.c))
 ISA_DEFS := $(foreach isa,$(CPU_ISAS),-DHAVE_ISA_$(isa))
 
+# --- optional libraries: found by compiling and linking a few lines ---
+ifeq ($(filter clean help,$(MAKECMDGOALS)),)
+-include $(BUILD)/config.mk
+endif
+$(BUILD)/config.mk: dev/probe.sh
+	@mkdir -p $(@D)
+	@dev/probe.sh $(CC) >$@
+$(BUILD)/llmc/comm/%.o: CFLAGS += $(MPI_CFLAGS)
+LDLIBS   += $(MPI_LIBS) -lpthread
+
 BLAS_openblas := -lopenblas
 BLAS_blis     := -lblis
 BLAS_mkl      := -lmkl_rt
@@ -52,7 +62,7 @@ CFLAGS   += -DUSE_BLAS='"$(BLAS)"'
 LDLIBS   += $(BLAS_$(BLAS))
 endif
 
-LIB_SRC  := $(wildcard llmc/base/*.c llmc/model/*.c llmc/data/*.c llmc/run/*.c) $(wildcard $(CPU_ONCE))
+LIB_SRC  := $(wildcard llmc/base/*.c llmc/model/*.c llmc/data/*.c llmc/comm/*.c llmc/run/*.c) $(wildcard $(CPU_ONCE))
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach isa,$(CPU_ISAS),$(CPU_SRC:%.c=$(BUILD)/%.$(isa).o))
 LIB      := $(BUILD)/libtoroid.a
 TESTS    := $(patsubst dev/test/%.c,$(BUILD)/test/%,$(wildcard dev/test/test_*.c))

@@ -72,6 +72,18 @@ static bool train_step(Trainer *t, StepResult *r, Error *err) {
     return true;
 }
 
+/* A run whose steps are all unusable will not recover. */
+static bool check_usable(Trainer *t, const StepResult *r, Error *err) {
+    enum { UNUSABLE_MAX = 100 };
+    t->progress.unusable = isfinite(r->loss) && isfinite(r->norm) ? 0 : t->progress.unusable + 1;
+    if (t->progress.unusable < UNUSABLE_MAX) return true;
+    return error_set(
+        err,
+        "step %lld: loss %g, gradient norm %g: not finite for %d steps in a row (lower --learning-rate, "
+        "raise --warmup, or go back to an earlier model)",
+        (long long)t->progress.step, r->loss, r->norm, UNUSABLE_MAX);
+}
+
 /* --- the loop --- */
 
 /* What the loop reports to: the terminal, and the files of the run folder. */
@@ -140,7 +152,7 @@ static bool train_loop(Trainer *t, Report *report, int *exit_code, Error *err) {
 
         bool has_val = t->val_loader && (due(step, o->eval_every) || step == o->steps);
         if (has_val && !trainer_evaluate(t, &t->progress.val_loss, err)) return false;
-        if (!report_step(report, t, &r, has_val, err)) return false;
+        if (!report_step(report, t, &r, has_val, err) || !check_usable(t, &r, err)) return false;
         if (due(step, o->sample_every)) trainer_show_sample(t);
         if ((last || signals_save() || due(step, o->save_every)) && !save(t, report, err)) return false;
         if (stop) {

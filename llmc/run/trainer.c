@@ -129,10 +129,16 @@ static void list_records(Trainer *t, RunRecord records[NUM_RECORDS]) {
     records[4] = (RunRecord){"adamw_v", t->optimizer.v, n * sizeof(float), true};
 }
 
+static uint64_t step_tokens(const Trainer *t) {
+    return t->B * t->T * (uint64_t)t->micro_batches;
+}
+
 bool trainer_save(Trainer *t, Error *err) {
     if (!*t->options->run) return true;
     RunRecord records[NUM_RECORDS];
     t->progress.adamw_step = t->optimizer.step;
+    t->progress.seed = (uint64_t)t->options->seed;
+    t->progress.step_tokens = step_tokens(t);
     list_records(t, records);
     return run_state_save(t->options->run, records, NUM_RECORDS, err);
 }
@@ -158,6 +164,11 @@ static bool resume(Trainer *t, Error *err) {
     if (!run_state_load(t->options->run, records, NUM_RECORDS, err)) return false;
     t->model.config.window = window;
     t->optimizer.step = (int)t->progress.adamw_step;
+    if (t->progress.seed != (uint64_t)t->options->seed || t->progress.step_tokens != step_tokens(t))
+        log_warn("%s was trained with seed %llu and %llu tokens a step, and goes on with %lld and %llu",
+                 t->options->run, (unsigned long long)t->progress.seed,
+                 (unsigned long long)t->progress.step_tokens, (long long)t->options->seed,
+                 (unsigned long long)step_tokens(t));
     log_info("resumed     %s at step %lld, %llu tokens", t->options->run, (long long)t->progress.step,
              (unsigned long long)t->progress.tokens);
     return true;

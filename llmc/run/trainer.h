@@ -13,12 +13,14 @@
 
 /* What, besides the tensors, makes a continuation bit-identical. Plain data, saved as it is. */
 typedef struct {
-    uint64_t samples; /* global index of the next training sequence */
-    uint64_t tokens;  /* trained on so far */
-    double seconds;   /* spent training, over all resumes */
-    double val_loss;  /* the last measured; NaN: none yet */
-    int64_t step;     /* steps done */
-    int64_t skipped;  /* steps whose update was skipped as outliers */
+    uint64_t samples;           /* global index of the next training sequence */
+    uint64_t tokens;            /* trained on so far */
+    double seconds;             /* spent training, over all resumes */
+    double val_loss;            /* the last measured; NaN: none yet */
+    int64_t step;               /* steps done */
+    int64_t skipped;            /* steps whose update was skipped as outliers */
+    int64_t unusable;           /* steps in a row whose loss or gradient was not finite */
+    uint64_t seed, step_tokens; /* as the run was started: a change is worth a warning */
     int64_t adamw_step;
     Outlier loss, norm;
 } TrainerProgress;
