@@ -30,6 +30,9 @@ typedef struct {
     int64_t step;           /* named in errors; comm_set_step changes it */
 } CommConfig;
 
+/* The names that CommConfig.backend may have beside auto: index 0, 1, ...; NULL after the last. */
+const char *comm_backend_name(int index);
+
 /* Joins the ranks that were launched together (control.h) into one group; of a single process, the group of one.
  * Says on rank 0 what was chosen and why. */
 bool comm_open(Comm **comm, const CommConfig *config, Error *err);

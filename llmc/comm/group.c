@@ -70,14 +70,15 @@ bool comm_group_fault(CommGroup *group, int peer, const char *what, Error *err) 
         if (comm_group_failed(group, err)) return false;
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
-    char me[DOING_BYTES], them[DOING_BYTES], where[DOING_BYTES], reason[CONTROL_REASON_BYTES];
+    char me[DOING_BYTES], them[DOING_BYTES], where[DOING_BYTES];
+    Error reason;
     who(group, group->rank, me);
     doing(group, where);
     if (peer >= 0)
-        snprintf(reason, sizeof reason, "%s: %s, with %s: %s", me, where, who(group, peer, them), what);
+        error_set(&reason, "%s: %s, with %s: %s", me, where, who(group, peer, them), what);
     else
-        snprintf(reason, sizeof reason, "%s: %s: %s", me, where, what);
-    control_abort(group->control, reason);
+        error_set(&reason, "%s: %s: %s", me, where, what);
+    control_abort(group->control, reason.text);
     comm_group_failed(group, err);
     return false;
 }
@@ -115,14 +116,14 @@ static const char *difference(const CommHeader *a, const CommHeader *b) {
 bool comm_group_mismatch(CommGroup *group, int peer, const CommHeader *theirs, Error *err) {
     if (comm_group_failed(group, err)) return false;
     char me[DOING_BYTES], them[DOING_BYTES], mine[DOING_BYTES], other[DOING_BYTES], of_group[32] = "";
-    char reason[CONTROL_REASON_BYTES];
+    Error reason;
     describe_header(&group->header, mine);
     describe_header(theirs, other);
     if (group->id) snprintf(of_group, sizeof of_group, ", group %u", (unsigned)group->id);
-    snprintf(reason, sizeof reason, "ranks differ in %s at step %lld%s: %s is in %s, %s in %s",
-             difference(&group->header, theirs), (long long)group->step, of_group,
-             who(group, group->rank, me), mine, who(group, peer, them), other);
-    control_abort(group->control, reason);
+    error_set(&reason, "ranks differ in %s at step %lld%s: %s is in %s, %s in %s",
+              difference(&group->header, theirs), (long long)group->step, of_group,
+              who(group, group->rank, me), mine, who(group, peer, them), other);
+    control_abort(group->control, reason.text);
     control_failed(group->control, err);
     return false;
 }

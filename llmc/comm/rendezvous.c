@@ -1,0 +1,511 @@
+/* rendezvous.c: see rendezvous.h. Rank 0 listens and says where; the others try until it answers or time is up.
+ *
+ * On one host "where" is a file that only this user can read, with a secret that every rank must show; between hosts it
+ * is TOROID_ROOT, a broadcast of MPI, or a port made from srun's job number on the first host of its list. Connections
+ * that do not say the right thing are dropped, so strangers on the port only cost a moment. */
+#define _DEFAULT_SOURCE
+#include "comm/rendezvous.h"
+#include "base/check.h"
+#include "base/log.h"
+#include "comm/comm_mpi.h"
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ifaddrs.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { RANKS_MAX = 65536, ADDRESSES_MAX = 16, ADDRESS_BYTES = 128, PATH_BYTES = 200 };
+
+static const double HELLO_SECONDS = 1.0, CONNECT_SECONDS = 0.5;
+
+typedef enum { FOUND_BY_ROOT, FOUND_BY_FILE, FOUND_BY_MPI, FOUND_BY_SLURM } FoundBy;
+
+/* Where rank 0 listens: what the file and the broadcast carry. */
+typedef struct {
+    uint64_t secret;
+    char port[16];
+    int count;
+    char address[ADDRESSES_MAX][ADDRESS_BYTES];
+} Whereabouts;
+
+typedef struct {
+    uint64_t secret;
+    int32_t rank, size;
+    HostName host;
+} Hello;
+
+typedef struct {
+    const ControlPlace *place;
+    FoundBy by;
+    double deadline;
+    HostName host;         /* this rank's */
+    char path[PATH_BYTES]; /* FOUND_BY_FILE */
+    Whereabouts where;
+} Rendezvous;
+
+/* --- the environment --- */
+
+/* 1: set, 0: not set, -1: set to something else than a number from 0 on. */
+static int read_number(const char *name, int *value) {
+    const char *text = getenv(name);
+    if (!text) return 0;
+    char *end;
+    errno = 0;
+    long n = strtol(text, &end, 10);
+    if (end == text || *end || errno || n < 0 || n > RANKS_MAX) return -1;
+    *value = (int)n;
+    return 1;
+}
+
+static bool read_place(ControlPlace *place, const char *launcher, const char *rank, const char *size,
+                       Error *err) {
+    place->launcher = launcher;
+    if (read_number(rank, &place->rank) != 1 || read_number(size, &place->size) != 1 ||
+        place->rank >= place->size)
+        return error_set(err, "%s and %s must be numbers, the first below the second, but are %s and %s",
+                         rank, size, getenv(rank) ? getenv(rank) : "not set",
+                         getenv(size) ? getenv(size) : "not set");
+    return true;
+}
+
+bool control_place(ControlPlace *place, Error *err) {
+    *place = (ControlPlace){.size = 1, .local_size = 1, .launcher = "none"};
+    if (getenv("TOROID_RANK") || getenv("TOROID_SIZE")) {
+        if (!read_place(place, "TOROID_RANK", "TOROID_RANK", "TOROID_SIZE", err)) return false;
+        place->local_size = getenv("TOROID_ROOT") ? 0 : place->size;
+        place->local_rank = getenv("TOROID_ROOT") ? 0 : place->rank;
+    } else if (getenv("OMPI_COMM_WORLD_SIZE")) {
+        if (!read_place(place, "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", err)) return false;
+        place->local_size = 0;
+        if (read_number("OMPI_COMM_WORLD_LOCAL_RANK", &place->local_rank) < 0 ||
+            read_number("OMPI_COMM_WORLD_LOCAL_SIZE", &place->local_size) < 0)
+            return error_set(err, "OMPI_COMM_WORLD_LOCAL_RANK or _SIZE is not a number");
+    } else if (getenv("SLURM_STEP_ID") && getenv("SLURM_STEP_NUM_TASKS") && getenv("SLURM_PROCID")) {
+        /* a batch script has SLURM_PROCID too, but no step */
+        int nodes = 0;
+        if (!read_place(place, "srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", err)) return false;
+        read_number("SLURM_STEP_NUM_NODES", &nodes);
+        place->local_size = nodes == 1 ? place->size : 0;
+        if (read_number("SLURM_LOCALID", &place->local_rank) < 0)
+            return error_set(err, "SLURM_LOCALID is not a number");
+    }
+    return true;
+}
+
+/* The first host of srun's list: "node[03-07,9],other" -> "node03". */
+static bool first_host(char *out, size_t size) {
+    const char *list = getenv("SLURM_STEP_NODELIST");
+    size_t n = 0;
+    if (!list) return false;
+    for (; *list && *list != ',' && n + 1 < size; list++) {
+        if (*list == '[') continue;
+        if (*list == ']' ||
+            (*list == '-' && strchr(list, ']') && n && isdigit((unsigned char)list[1]) &&
+             memchr(getenv("SLURM_STEP_NODELIST"), '[', (size_t)(list - getenv("SLURM_STEP_NODELIST")))))
+            break;
+        out[n++] = *list;
+    }
+    out[n] = 0;
+    return n > 0;
+}
+
+/* What tells this job from others on the host. */
+static void job_name(const ControlPlace *place, char *out, size_t size) {
+    const char *own = getenv("TOROID_JOB"), *mpi = getenv("PMIX_NAMESPACE");
+    const char *job = getenv("SLURM_JOB_ID"), *step = getenv("SLURM_STEP_ID");
+    if (own)
+        snprintf(out, size, "%s", own);
+    else if (!strcmp(place->launcher, "mpirun") && mpi)
+        snprintf(out, size, "mpirun-%s", mpi);
+    else if (!strcmp(place->launcher, "srun") && job && step)
+        snprintf(out, size, "srun-%s-%s", job, step);
+    else
+        snprintf(out, size, "parent-%ld", (long)getppid());
+    for (char *c = out; *c; c++)
+        if (!isalnum((unsigned char)*c) && *c != '-' && *c != '.') *c = '_';
+}
+
+/* host:port; an IPv6 host in brackets. */
+static bool parse_root(const char *text, Whereabouts *where, Error *err) {
+    const char *colon = strrchr(text, ':');
+    size_t n = colon ? (size_t)(colon - text) : 0;
+    const char *host = text;
+    if (n > 2 && text[0] == '[' && text[n - 1] == ']') host++, n -= 2;
+    long port = colon ? strtol(colon + 1, NULL, 10) : 0;
+    if (!n || n >= ADDRESS_BYTES || port < 1 || port > 65535 ||
+        strspn(colon + 1, "0123456789") != strlen(colon + 1))
+        return error_set(err, "TOROID_ROOT=%.100s is not host:port of rank 0", text);
+    where->count = 1;
+    memcpy(where->address[0], host, n);
+    where->address[0][n] = 0;
+    snprintf(where->port, sizeof where->port, "%ld", port);
+    return true;
+}
+
+static bool choose_way(Rendezvous *r, Error *err) {
+    const ControlPlace *place = r->place;
+    const char *root = getenv("TOROID_ROOT"), *name = getenv("TOROID_HOST");
+    char job[96];
+    if (name)
+        snprintf(r->host, sizeof r->host, "%s", name);
+    else if (gethostname(r->host, sizeof r->host) != 0)
+        return error_set_errno(err, "the host's name");
+    r->host[sizeof r->host - 1] = 0;
+    if (root) {
+        r->by = FOUND_BY_ROOT;
+        return parse_root(root, &r->where, err);
+    }
+    if (place->local_size == place->size) {
+        r->by = FOUND_BY_FILE;
+        job_name(place, job, sizeof job);
+        snprintf(r->path, sizeof r->path, "/tmp/toroid-%ld-%s", (long)getuid(), job);
+        return true;
+    }
+    if (!strcmp(place->launcher, "mpirun")) {
+        r->by = FOUND_BY_MPI;
+        Error why;
+        return mpi_start(&why) ||
+               error_set(err,
+                         "%.500s, and the ranks are on several hosts (set TOROID_ROOT=host:port of rank 0)",
+                         why.text);
+    }
+    r->by = FOUND_BY_SLURM;
+    int number = 0, step = 0;
+    const char *id = getenv("SLURM_JOB_ID");
+    number = id ? (int)(strtoul(id, NULL, 10) % 20000) : 0;
+    if (read_number("SLURM_STEP_ID", &step) < 0 || !first_host(r->where.address[0], ADDRESS_BYTES))
+        return error_set(err, "srun's list of hosts is not there (set TOROID_ROOT=host:port of rank 0)");
+    r->where.count = 1;
+    snprintf(r->where.port, sizeof r->where.port, "%d", 20000 + (number + step) % 20000);
+    return true;
+}
+
+/* --- sockets with deadlines --- */
+
+static bool wait_for(int fd, short events, double deadline) {
+    for (;;) {
+        double left = deadline - log_seconds();
+        if (left <= 0) return false;
+        struct pollfd p = {.fd = fd, .events = events};
+        int n = poll(&p, 1, (int)(left * 1000) + 1);
+        if (n > 0) return true;
+        if (n < 0 && errno != EINTR) return false;
+    }
+}
+
+static bool send_all(int fd, const void *data, size_t bytes, double deadline) {
+    const char *p = data;
+    while (bytes) {
+        ssize_t n = send(fd, p, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n > 0)
+            p += n, bytes -= (size_t)n;
+        else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            if (!wait_for(fd, POLLOUT, deadline)) return false;
+        } else if (n < 0 && errno != EINTR)
+            return false;
+    }
+    return true;
+}
+
+static bool recv_all(int fd, void *data, size_t bytes, double deadline) {
+    char *p = data;
+    while (bytes) {
+        if (!wait_for(fd, POLLIN, deadline)) return false;
+        ssize_t n = recv(fd, p, bytes, MSG_DONTWAIT);
+        if (n > 0)
+            p += n, bytes -= (size_t)n;
+        else if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
+            return false;
+    }
+    return true;
+}
+
+bool message_send(int fd, uint32_t type, uint32_t number, const void *body, size_t bytes, double deadline) {
+    CHECK_OP(bytes, <=, MESSAGE_BYTES_MAX);
+    Message m = {MESSAGE_MAGIC, type, (uint32_t)bytes, number};
+    return send_all(fd, &m, sizeof m, deadline) && (!bytes || send_all(fd, body, bytes, deadline));
+}
+
+static void prepare_socket(int fd) {
+    int on = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
+}
+
+static void sleep_seconds(double seconds) {
+    nanosleep(&(struct timespec){.tv_nsec = (long)(seconds * 1e9)}, NULL);
+}
+
+/* --- rank 0 --- */
+
+/* A listening socket; fills in the port. */
+static int listen_somewhere(Rendezvous *r, Error *err) {
+    struct addrinfo hints = {.ai_family = AF_INET, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE},
+                    *found = NULL;
+    bool fixed = r->by == FOUND_BY_ROOT || r->by == FOUND_BY_SLURM;
+    if (r->by == FOUND_BY_ROOT && strchr(r->where.address[0], ':')) hints.ai_family = AF_INET6;
+    const char *address = r->by == FOUND_BY_FILE ? "127.0.0.1" : NULL;
+    int e = getaddrinfo(address, fixed ? r->where.port : "0", &hints, &found), on = 1;
+    if (e) return error_set(err, "rank 0: no address to listen at: %s", gai_strerror(e)), -1;
+    int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd >= 0) setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    struct sockaddr_storage name;
+    socklen_t bytes = sizeof name;
+    bool ok = fd >= 0 && bind(fd, found->ai_addr, found->ai_addrlen) == 0 && listen(fd, 4096) == 0 &&
+              getsockname(fd, (struct sockaddr *)&name, &bytes) == 0;
+    if (!ok) {
+        error_set_errno(err, "rank 0 cannot listen at port %s%s", fixed ? r->where.port : "0",
+                        fixed ? " (is another job using it? Choose another one in TOROID_ROOT)" : "");
+        if (fd >= 0) close(fd);
+        fd = -1;
+    } else if (!fixed)
+        snprintf(r->where.port, sizeof r->where.port, "%u",
+                 (unsigned)ntohs(((struct sockaddr_in *)&name)->sin_port));
+    freeaddrinfo(found);
+    return fd;
+}
+
+/* The addresses of this host that others may reach, for MPI's broadcast. */
+static void list_addresses(Whereabouts *where) {
+    struct ifaddrs *all = NULL;
+    if (getifaddrs(&all) != 0) return;
+    for (int loopback = 0; loopback < 2; loopback++) /* loopback last */
+        for (struct ifaddrs *a = all; a; a = a->ifa_next) {
+            bool is_loopback = a->ifa_flags & IFF_LOOPBACK;
+            if (!a->ifa_addr || a->ifa_addr->sa_family != AF_INET || !(a->ifa_flags & IFF_UP) ||
+                is_loopback != loopback || where->count == ADDRESSES_MAX)
+                continue;
+            const struct sockaddr_in *in = (const void *)a->ifa_addr;
+            inet_ntop(AF_INET, &in->sin_addr, where->address[where->count++], ADDRESS_BYTES);
+        }
+    freeifaddrs(all);
+}
+
+static bool publish(Rendezvous *r, Error *err) {
+    if (r->by == FOUND_BY_MPI) {
+        list_addresses(&r->where);
+        return mpi_share(&r->where, sizeof r->where, err);
+    }
+    if (r->by != FOUND_BY_FILE) return true;
+    char aside[PATH_BYTES + 32];
+    snprintf(aside, sizeof aside, "%s.%ld", r->path, (long)getpid());
+    unlink(aside);
+    int fd = open(aside, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    bool ok = fd >= 0 && write(fd, &r->where, sizeof r->where) == (ssize_t)sizeof r->where;
+    if (fd >= 0) ok = close(fd) == 0 && ok;
+    ok = ok && rename(aside, r->path) == 0;
+    if (ok) return true;
+    error_set_errno(err, "%s: cannot be written (or set TOROID_ROOT=host:port)", aside);
+    unlink(aside);
+    return false;
+}
+
+/* One connection says who it is; -1: a stranger, or not of this job. */
+static int greet(Rendezvous *r, int fd, HostName *hosts, const int *sockets) {
+    Message m;
+    Hello hello;
+    char reason[256] = "";
+    double until = log_seconds() + HELLO_SECONDS;
+    if (!recv_all(fd, &m, sizeof m, until) || m.magic != MESSAGE_MAGIC || m.type != MESSAGE_HELLO ||
+        m.bytes != sizeof hello || !recv_all(fd, &hello, sizeof hello, until) ||
+        hello.secret != r->where.secret)
+        return -1;
+    hello.host[sizeof hello.host - 1] = 0;
+    if (hello.size != r->place->size)
+        snprintf(reason, sizeof reason, "rank %d (%s) was told of %d ranks, rank 0 (%s) of %d", hello.rank,
+                 hello.host, hello.size, r->host, r->place->size);
+    else if (hello.rank < 1 || hello.rank >= hello.size)
+        snprintf(reason, sizeof reason, "there is no rank %d of %d", hello.rank, hello.size);
+    else if (sockets[hello.rank] >= 0)
+        snprintf(reason, sizeof reason, "there is a second rank %d, on %s; the first is on %s", hello.rank,
+                 hello.host, hosts[hello.rank]);
+    if (reason[0]) {
+        message_send(fd, MESSAGE_REJECT, 0, reason, strlen(reason) + 1, until);
+        return -1;
+    }
+    memcpy(hosts[hello.rank], hello.host, sizeof hello.host);
+    return hello.rank;
+}
+
+/* "ranks 3, 5 and 12 more of 64 did not arrive ..." */
+static bool say_missing(const Rendezvous *r, const int *sockets, double seconds, Error *err) {
+    char list[200] = "";
+    int missing = 0, shown = 0;
+    size_t n = 0;
+    for (int i = 1; i < r->place->size; i++) {
+        if (sockets[i] >= 0) continue;
+        if (missing++ < 8) {
+            n += (size_t)snprintf(list + n, sizeof list - n, "%s%d", shown ? ", " : "", i);
+            shown++;
+        }
+    }
+    if (missing > shown) snprintf(list + n, sizeof list - n, " and %d more", missing - shown);
+    return error_set(
+        err,
+        "rank%s %s of %d did not reach rank 0 (%s) within %.3g s (launched by %s; did %s start, and "
+        "can %s reach port %s there? If each rank has a wrapper, set TOROID_JOB or TOROID_ROOT)",
+        missing == 1 ? "" : "s", list, r->place->size, r->host, seconds, r->place->launcher,
+        missing == 1 ? "it" : "they", missing == 1 ? "it" : "they", r->where.port);
+}
+
+static bool gather_ranks(Rendezvous *r, double seconds, int *sockets, HostName *hosts, Error *err) {
+    int here = 1, size = r->place->size;
+    bool ok = false;
+    if (r->by == FOUND_BY_FILE || r->by == FOUND_BY_MPI)
+        if (getrandom(&r->where.secret, sizeof r->where.secret, 0) != (ssize_t)sizeof r->where.secret)
+            return error_set_errno(err, "no random number");
+    int listener = listen_somewhere(r, err);
+    if (listener < 0 || !publish(r, err)) goto out;
+    while (here < size) {
+        if (!wait_for(listener, POLLIN, r->deadline)) break;
+        int fd = accept(listener, NULL, NULL);
+        if (fd < 0) continue;
+        prepare_socket(fd);
+        int rank = greet(r, fd, hosts, sockets);
+        if (rank < 0) {
+            close(fd);
+            continue;
+        }
+        sockets[rank] = fd;
+        here++;
+    }
+    ok = here == size || say_missing(r, sockets, seconds, err);
+    for (int i = 1; i < size; i++) {
+        if (sockets[i] < 0) continue;
+        double until = log_seconds() + HELLO_SECONDS;
+        if (!ok)
+            message_send(sockets[i], MESSAGE_REJECT, 0, err->text, strlen(err->text) + 1, until);
+        else if (!message_send(sockets[i], MESSAGE_WELCOME, 0, hosts, sizeof *hosts * (size_t)size, until))
+            ok = error_set(err, "rank %d (%s) left before the job began", i, hosts[i]);
+    }
+out:
+    if (listener >= 0) close(listener);
+    if (r->by == FOUND_BY_FILE) unlink(r->path);
+    return ok;
+}
+
+/* --- the others --- */
+
+static bool look_up(Rendezvous *r, Error *err) {
+    if (r->by == FOUND_BY_MPI && !r->where.count) return mpi_share(&r->where, sizeof r->where, err);
+    if (r->by != FOUND_BY_FILE) return true;
+    struct stat s;
+    Whereabouts where;
+    r->where.count = 0;
+    int fd = open(r->path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) return true; /* not yet */
+    if (fstat(fd, &s) == 0 && s.st_uid == getuid() &&
+        read(fd, &where, sizeof where) == (ssize_t)sizeof where) {
+        r->where = where;
+        r->where.count = 1;
+        snprintf(r->where.address[0], ADDRESS_BYTES, "127.0.0.1");
+        r->where.port[sizeof r->where.port - 1] = 0;
+    }
+    close(fd);
+    return true;
+}
+
+/* A connection to one address, or -1. */
+static int connect_to(const char *address, const char *port, double deadline) {
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
+    int fd = -1;
+    if (getaddrinfo(address, port, &hints, &found)) return -1;
+    for (struct addrinfo *a = found; a && fd < 0; a = a->ai_next) {
+        int error = 0;
+        socklen_t bytes = sizeof error;
+        fd = socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (fd < 0) continue;
+        prepare_socket(fd);
+        double until = log_seconds() + CONNECT_SECONDS;
+        bool ok = connect(fd, a->ai_addr, a->ai_addrlen) == 0 ||
+                  (errno == EINPROGRESS && wait_for(fd, POLLOUT, until < deadline ? until : deadline) &&
+                   getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes) == 0 && error == 0);
+        if (ok) break;
+        close(fd);
+        fd = -1;
+    }
+    freeaddrinfo(found);
+    return fd;
+}
+
+typedef enum { ANSWER_NONE, ANSWER_WELCOME, ANSWER_REJECT } Answer;
+
+static Answer say_hello(Rendezvous *r, int fd, HostName *hosts, Error *err) {
+    Hello hello = {.secret = r->where.secret, .rank = r->place->rank, .size = r->place->size};
+    memcpy(hello.host, r->host, sizeof hello.host);
+    /* rank 0 waits for the last rank, and then says who is missing: a little longer here */
+    double until = r->deadline + 2 * HELLO_SECONDS;
+    size_t bytes = sizeof *hosts * (size_t)r->place->size;
+    Message m;
+    if (!message_send(fd, MESSAGE_HELLO, 0, &hello, sizeof hello, until) ||
+        !recv_all(fd, &m, sizeof m, until) || m.magic != MESSAGE_MAGIC)
+        return ANSWER_NONE;
+    if (m.type == MESSAGE_WELCOME && m.bytes == bytes && recv_all(fd, hosts, bytes, until)) {
+        for (int i = 0; i < r->place->size; i++) hosts[i][sizeof hosts[i] - 1] = 0;
+        return ANSWER_WELCOME;
+    }
+    char reason[CONTROL_REASON_BYTES] = "";
+    size_t length = m.bytes < sizeof reason ? m.bytes : sizeof reason - 1;
+    if (m.type != MESSAGE_REJECT || !recv_all(fd, reason, length, until)) return ANSWER_NONE;
+    error_set(err, "%s", reason);
+    return ANSWER_REJECT;
+}
+
+static bool find_root(Rendezvous *r, double seconds, int *socket_out, HostName *hosts, Error *err) {
+    double pause = 0.002;
+    bool spoke = false;
+    while (log_seconds() < r->deadline) {
+        if (!look_up(r, err)) return false;
+        for (int i = 0; i < r->where.count; i++) {
+            int fd = connect_to(r->where.address[i], r->where.port, r->deadline);
+            if (fd < 0) continue;
+            spoke = true;
+            Answer answer = say_hello(r, fd, hosts, err);
+            if (answer == ANSWER_WELCOME) {
+                *socket_out = fd;
+                return true;
+            }
+            close(fd);
+            if (answer == ANSWER_REJECT) return false;
+        }
+        sleep_seconds(pause);
+        if (pause < 0.1) pause *= 1.5;
+    }
+    const char *at = r->by == FOUND_BY_FILE ? r->path : r->where.address[0];
+    return error_set(
+        err,
+        "rank %d (%s): rank 0 %s at %s%s%s within %.3g s (launched by %s; did rank 0 start? If each "
+        "rank has a wrapper, set TOROID_JOB to the same name, or TOROID_ROOT=host:port)",
+        r->place->rank, r->host, spoke ? "did not take this rank" : "was not found", at,
+        r->by == FOUND_BY_FILE ? "" : ":", r->by == FOUND_BY_FILE ? "" : r->where.port, seconds,
+        r->place->launcher);
+}
+
+bool rendezvous_open(const ControlPlace *place, double timeout_seconds, int *sockets, HostName *hosts,
+                     Error *err) {
+    Rendezvous r = {.place = place};
+    for (int i = 0; i < (place->rank ? 1 : place->size); i++) sockets[i] = -1;
+    if (!choose_way(&r, err)) return false;
+    r.deadline = log_seconds() + timeout_seconds;
+    memcpy(hosts[place->rank], r.host, sizeof r.host);
+    if (place->size == 1) return true;
+    if (place->rank) return find_root(&r, timeout_seconds, &sockets[0], hosts, err);
+    if (gather_ranks(&r, timeout_seconds, sockets, hosts, err)) return true;
+    for (int i = 0; i < place->size; i++)
+        if (sockets[i] >= 0) close(sockets[i]);
+    return false;
+}
