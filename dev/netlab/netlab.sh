@@ -311,8 +311,8 @@ with() {
 }
 
 link() {
-    local a direction=${2:0:1} axis=${2:1} name other_host other_name host
     [ $# = 3 ] || usage
+    local a direction=${2:0:1} axis=${2:1} host name other_host other_name here there
     read_state
     [ "$kind" = torus ] || fail "only a torus has links between hosts"
     IFS=, read -ra c <<<"$1"
@@ -323,13 +323,23 @@ link() {
     for ((a = 0; a < ${#dims[@]}; a++)); do [ "${axes[a]}" = "$axis" ] && break; done
     if [[ $direction != [+-] ]] || ((a == ${#dims[@]} || dims[a] == 1)); then fail "'$2' is no link of $shape"; fi
     host=$lab$(host_at) name=$(interface_at $a "$direction")
+    ((dims[a] > 2)) || direction=+ # its one wire
+    here="$(place_text) $direction$axis"
     neighbour $a "$direction"
     other_host=$lab$(host_at)
     other_name=${axes[a]}$([ "${name:1}" = p ] && echo m || echo p)
+    ((dims[a] == 2)) || direction=$([ "$direction" = + ] && echo - || echo +)
+    there="$(place_text) $direction$axis"
+    # what 'topology now' adds
+    touch "$state/links"
+    awk -v here="link $here " -v there="link $there " 'index($0, here) != 1 && index($0, there) != 1' \
+        "$state/links" >"$state/links.new"
+    mv "$state/links.new" "$state/links"
     case $3 in
     down)
         silence "$host" "$name"
         silence "$other_host" "$other_name"
+        echo "link $here down" >>"$state/links"
         ;;
     up)
         shape "$host" "$name" "$rate"
@@ -338,15 +348,9 @@ link() {
     *)
         is_rate "$3" || fail "'$3' is none of down, up, a rate (such as 20mbit)"
         shape "$host" "$name" "$3"
+        ((dims[a] > 2)) || shape "$other_host" "$other_name" "$3"
+        echo "link $here $(rate_text "$3")" >>"$state/links"
         ;;
-    esac
-    # what 'topology now' adds, by the interface that was changed
-    touch "$state/links"
-    sed -i "/^link $1 \\$2 /d" "$state/links"
-    case $3 in
-    up) ;;
-    down) echo "link $1 $2 down" >>"$state/links" ;;
-    *) echo "link $1 $2 $(rate_text "$3")" >>"$state/links" ;;
     esac
 }
 
