@@ -22,7 +22,9 @@
 /* In the order in which `auto` asks them. */
 static const CommBackend *const backends[] = {
     &comm_backend_self,
+    &comm_backend_shm,
     &comm_backend_mpi,
+    &comm_backend_torus,
 };
 enum { BACKENDS = sizeof backends / sizeof *backends };
 
