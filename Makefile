@@ -15,7 +15,7 @@ BUILD    ?= build
 CC       := $(if $(filter default,$(origin CC)),gcc,$(CC))
 OPT      ?= -O3
 WARN     := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(if $(filter 0,$(WERROR)),,-Werror)
-CFLAGS   := -std=c11 $(OPT) -g -ffp-contract=off -fopenmp $(WARN) -Illmc -Idev/test $(CFLAGS_EXTRA)
+CFLAGS   := -std=c11 $(OPT) -g -ffp-contract=off -fopenmp $(WARN) -Illmc -Idev/test -Idev/bench $(CFLAGS_EXTRA)
 LDFLAGS  := -fopenmp
 LDLIBS   := -lm
 ifdef SANITIZE

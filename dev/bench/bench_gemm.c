@@ -8,6 +8,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "base/log.h"
 #include "base/rng.h"
+#include "bench.h"
 #include "model/kernels.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,38 +25,6 @@ typedef struct {
 
 enum { ROUNDS_MAX = 64, HEAD_ROWS = 1024 };
 
-static int compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(const double *values, int n) {
-    double sorted[ROUNDS_MAX];
-    memcpy(sorted, values, (size_t)n * sizeof *values);
-    qsort(sorted, (size_t)n, sizeof *sorted, compare);
-    return sorted[n / 2];
-}
-
-static const char *option(int argc, char **argv, const char *name, const char *fallback) {
-    size_t length = strlen(name);
-    for (int i = 1; i < argc; i++)
-        if (!strncmp(argv[i], name, length) && argv[i][length] == '=') return argv[i] + length + 1;
-    return fallback;
-}
-
-/* n floats in [-0.5, 0.5): any will do, quickly. */
-static float *floats(size_t n) {
-    float *x = device_alloc(n * sizeof(float));
-    if (!x) {
-        fprintf(stderr, "no memory for %zu floats\n", n);
-        exit(1);
-    }
-    uint32_t state = 1;
-    for (size_t i = 0; i < n; i++)
-        x[i] = (float)((state = state * 1664525u + 1013904223u) >> 8) * 0x1p-24f - 0.5f;
-    return x;
-}
-
 static size_t rows_of(const Shape *s, size_t M) {
     return s->per_step == 1 && M > HEAD_ROWS ? HEAD_ROWS : M;
 }
@@ -65,8 +34,9 @@ static size_t copies_of(const Shape *s, int layers) {
 
 static void allocate(Shape *s, size_t M, int layers) {
     size_t n = copies_of(s, layers), rows = rows_of(s, M);
-    s->x = floats(n * rows * s->C), s->w = floats(n * s->OC * s->C), s->bias = floats(n * s->OC);
-    s->out = floats(n * rows * s->OC), s->pre = floats(n * rows * s->OC);
+    s->x = bench_floats(n * rows * s->C), s->w = bench_floats(n * s->OC * s->C),
+    s->bias = bench_floats(n * s->OC);
+    s->out = bench_floats(n * rows * s->OC), s->pre = bench_floats(n * rows * s->OC);
     s->flops = 2.0 * (double)(rows * s->C * s->OC);
     s->scale = (double)M / (double)rows;
 }
@@ -111,7 +81,7 @@ static void bench(Shape *shapes, int count, size_t M, Precision precision, int r
         dx_most = dx > dx_most ? dx : dx_most;
         dw_most = dw > dw_most ? dw : dw_most;
     }
-    float *dx = floats(dx_most), *dw = floats(dw_most);
+    float *dx = bench_floats(dx_most), *dw = bench_floats(dw_most);
     for (int round = -1; round < rounds; round++) { /* the first only warms up */
         int r = round < 0 ? 0 : round;
         peaks[r] = device_peak_flops(precision, 0.05);
@@ -130,11 +100,11 @@ static void bench(Shape *shapes, int count, size_t M, Precision precision, int r
                 s->seconds[back][r] += (log_seconds() - start) / (double)n;
             }
     }
-    double peak = median(peaks, rounds), flops = 0, seconds = 0;
+    double peak = bench_median(peaks, rounds), flops = 0, seconds = 0;
     for (int i = 0; i < count; i++)
         for (int back = 0; back < 2; back++) {
             Shape *s = &shapes[i];
-            double t = median(s->seconds[back], rounds), f = s->flops * (back ? 2 : 1);
+            double t = bench_median(s->seconds[back], rounds), f = s->flops * (back ? 2 : 1);
             printf("M %4zu %-5s C %4zu OC %5zu %-8s %8.3f ms %7.1f GFLOP/s %5.1f %% of peak\n", M, s->name,
                    s->C, s->OC, back ? "backward" : "forward", t * 1e3, f / t * 1e-9, 100 * f / t / peak);
             flops += f * s->per_step * s->scale;
@@ -149,11 +119,11 @@ static void bench(Shape *shapes, int count, size_t M, Precision precision, int r
 
 int main(int argc, char **argv) {
     Precision precision =
-        !strcmp(option(argc, argv, "--precision", "fp32"), "bf16") ? PRECISION_BF16 : PRECISION_FP32;
-    int rounds = atoi(option(argc, argv, "--rounds", "7")),
-        layers = atoi(option(argc, argv, "--layers", "4"));
-    DeviceConfig config = {atoi(option(argc, argv, "--threads", "0")), precision,
-                           option(argc, argv, "--isa", "auto")};
+        !strcmp(bench_option(argc, argv, "--precision", "fp32"), "bf16") ? PRECISION_BF16 : PRECISION_FP32;
+    int rounds = atoi(bench_option(argc, argv, "--rounds", "7")),
+        layers = atoi(bench_option(argc, argv, "--layers", "4"));
+    DeviceConfig config = {atoi(bench_option(argc, argv, "--threads", "0")), precision,
+                           bench_option(argc, argv, "--isa", "auto")};
     Error err;
     if (rounds < 1 || rounds > ROUNDS_MAX || layers < 1) {
         fprintf(stderr, "--rounds: 1 to %d; --layers: 1 or more\n", ROUNDS_MAX);
@@ -164,7 +134,7 @@ int main(int argc, char **argv) {
         return EXIT_USAGE;
     }
     fprintf(stderr, "%s\n", device_describe());
-    for (const char *m = option(argc, argv, "--M", "256,1024,4096"); m && *m;
+    for (const char *m = bench_option(argc, argv, "--M", "256,1024,4096"); m && *m;
          m = strchr(m, ',') ? strchr(m, ',') + 1 : "") {
         Shape shapes[] = {{.name = "qkv", .C = 768, .OC = 2304, .per_step = 12},
                           {.name = "attn", .C = 768, .OC = 768, .per_step = 12},

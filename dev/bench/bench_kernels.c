@@ -8,6 +8,7 @@
  * Last: the 49 matvecs of one generated token, as tokens/s, against bandwidth / bytes of the weights. */
 #define _POSIX_C_SOURCE 200809L
 #include "base/log.h"
+#include "bench.h"
 #include "model/kernels.h"
 #include <math.h>
 #include <stdio.h>
@@ -44,18 +45,6 @@ static const size_t PARAMS = 124475904, ROWS_MAX = B * 1024, LOGIT_ROWS = 1024, 
 /* Each is large enough for every op that uses it. */
 static float *big[4], *hidden[4], *qkv, *dqkv, *lse, *losses, *cache[2];
 static int32_t *tokens, *targets;
-
-static float *floats(size_t n) {
-    float *x = device_alloc(n * sizeof(float));
-    if (!x) {
-        fprintf(stderr, "bench_kernels: no memory for %zu floats\n", n);
-        exit(1);
-    }
-    uint32_t state = 1;
-    for (size_t i = 0; i < n; i++)
-        x[i] = (float)((state = state * 1664525u + 1013904223u) >> 8) * 0x1p-24f - 0.5f;
-    return x;
-}
 
 /* --- bounds --- */
 
@@ -175,15 +164,6 @@ static void add_ops(size_t only) {
     add("attention_decode x12", decode_attention, 1024, BOUND_READ, 2.0 * LAYERS * 1024 * C * 4);
 }
 
-static int compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-static double median(double *values, int n) {
-    qsort(values, (size_t)n, sizeof *values, compare);
-    return values[n / 2];
-}
-
 static void run_once(Op *op, int round, double bound) {
     double start = log_seconds(), took;
     int times = 0;
@@ -197,18 +177,11 @@ static void run_once(Op *op, int round, double bound) {
 
 static void report(Op *op, int rounds) {
     static const char *const names[BOUNDS] = {"read", "update", "peak"};
-    double seconds = median(op->seconds, rounds), share = median(op->share, rounds);
+    double seconds = bench_median(op->seconds, rounds), share = bench_median(op->share, rounds);
     char name[64];
     snprintf(name, sizeof name, "%s%s%.0zu", op->name, op->T ? " T=" : "", op->T);
     printf("%-28s %9.3f ms  %7.1f %s  %5.1f%% of %s\n", name, seconds * 1e3, op->work / seconds * 1e-9,
            op->bound == BOUND_PEAK ? "GFLOP/s" : "GB/s   ", share * 100, names[op->bound]);
-}
-
-static const char *option(int argc, char **argv, const char *name, const char *fallback) {
-    size_t length = strlen(name);
-    for (int i = 1; i < argc; i++)
-        if (!strncmp(argv[i], name, length) && argv[i][length] == '=') return argv[i] + length + 1;
-    return fallback;
 }
 
 static void bench_training(int rounds, size_t only) {
@@ -223,8 +196,8 @@ static void bench_training(int rounds, size_t only) {
     }
     for (int i = 0; i < op_count; i++) report(&ops[i], rounds);
     printf("bounds: read %.1f GB/s, update %.1f GB/s, peak %.0f GFLOP/s\n",
-           median(bounds[BOUND_READ], rounds) * 1e-9, median(bounds[BOUND_UPDATE], rounds) * 1e-9,
-           median(bounds[BOUND_PEAK], rounds) * 1e-9);
+           bench_median(bounds[BOUND_READ], rounds) * 1e-9, bench_median(bounds[BOUND_UPDATE], rounds) * 1e-9,
+           bench_median(bounds[BOUND_PEAK], rounds) * 1e-9);
 }
 
 static void bench_decode(int rounds) {
@@ -233,34 +206,34 @@ static void bench_decode(int rounds) {
         Op op = {.run = decode_token, .work = pack_all((WeightType)type, (char *)big[1])};
         decode_token(0);
         for (int round = 0; round < rounds; round++) run_once(&op, round, measure_read());
-        double seconds = median(op.seconds, rounds);
+        double seconds = bench_median(op.seconds, rounds);
         printf("matvecs of a token, %s: %7.1f tokens/s, %6.1f GB/s, %5.1f%% of read (%.0f MB)\n", names[type],
-               1 / seconds, op.work / seconds * 1e-9, median(op.share, rounds) * 100, op.work * 1e-6);
+               1 / seconds, op.work / seconds * 1e-9, bench_median(op.share, rounds) * 100, op.work * 1e-6);
     }
 }
 
 int main(int argc, char **argv) {
-    int rounds = atoi(option(argc, argv, "--rounds", "9"));
-    window = (size_t)atoi(option(argc, argv, "--window", "0"));
+    int rounds = atoi(bench_option(argc, argv, "--rounds", "9"));
+    window = (size_t)atoi(bench_option(argc, argv, "--window", "0"));
     Precision precision =
-        strcmp(option(argc, argv, "--precision", "fp32"), "bf16") ? PRECISION_FP32 : PRECISION_BF16;
-    DeviceConfig config = {atoi(option(argc, argv, "--threads", "0")), precision,
-                           option(argc, argv, "--isa", "auto")};
+        strcmp(bench_option(argc, argv, "--precision", "fp32"), "bf16") ? PRECISION_FP32 : PRECISION_BF16;
+    DeviceConfig config = {atoi(bench_option(argc, argv, "--threads", "0")), precision,
+                           bench_option(argc, argv, "--isa", "auto")};
     Error err;
     if (rounds < 1 || rounds > ROUNDS_MAX || !device_open(&config, &err)) {
         fprintf(stderr, "bench_kernels: %s\n", rounds < 1 || rounds > ROUNDS_MAX ? "bad --rounds" : err.text);
         return 1;
     }
     printf("%s\n", device_describe());
-    for (int i = 0; i < 4; i++) big[i] = floats(PARAMS);
-    for (int i = 0; i < 4; i++) hidden[i] = floats(ROWS_MAX * C);
-    for (int i = 0; i < 2; i++) cache[i] = floats(LAYERS * SLOTS * C);
-    qkv = floats(ROWS_MAX * 3 * C), dqkv = floats(ROWS_MAX * 3 * C);
-    lse = floats(ROWS_MAX * NH), losses = floats(ROWS_MAX);
+    for (int i = 0; i < 4; i++) big[i] = bench_floats(PARAMS);
+    for (int i = 0; i < 4; i++) hidden[i] = bench_floats(ROWS_MAX * C);
+    for (int i = 0; i < 2; i++) cache[i] = bench_floats(LAYERS * SLOTS * C);
+    qkv = bench_floats(ROWS_MAX * 3 * C), dqkv = bench_floats(ROWS_MAX * 3 * C);
+    lse = bench_floats(ROWS_MAX * NH), losses = bench_floats(ROWS_MAX);
     tokens = device_alloc(ROWS_MAX * sizeof *tokens), targets = device_alloc(ROWS_MAX * sizeof *targets);
     if (!tokens || !targets) return 1;
     for (size_t i = 0; i < ROWS_MAX; i++) tokens[i] = targets[i] = (int32_t)(i * 7919 % V);
-    size_t only = (size_t)atoi(option(argc, argv, "--only", "0"));
+    size_t only = (size_t)atoi(bench_option(argc, argv, "--only", "0"));
     bench_training(rounds, only);
     if (!only) bench_decode(rounds);
     return 0;

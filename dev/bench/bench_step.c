@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/rng.h"
+#include "bench.h"
 #include "model/adamw.h"
 #include "model/kernels.h"
 #include <math.h>
@@ -15,39 +16,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int compare(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int n) {
-    qsort(values, (size_t)n, sizeof *values, compare);
-    return values[n / 2];
-}
-
-static const char *option(int argc, char **argv, const char *name, const char *fallback) {
-    size_t length = strlen(name);
-    for (int i = 1; i < argc; i++)
-        if (!strncmp(argv[i], name, length) && argv[i][length] == '=') return argv[i] + length + 1;
-    return fallback;
-}
-
 int main(int argc, char **argv) {
     machine_spin_briefly(argv);
-    int B = atoi(option(argc, argv, "--B", "4")), T = atoi(option(argc, argv, "--T", "256"));
-    int steps = atoi(option(argc, argv, "--steps", "10")),
-        layers = atoi(option(argc, argv, "--layers", "12"));
+    int B = atoi(bench_option(argc, argv, "--B", "4")), T = atoi(bench_option(argc, argv, "--T", "256"));
+    int steps = atoi(bench_option(argc, argv, "--steps", "10")),
+        layers = atoi(bench_option(argc, argv, "--layers", "12"));
     Precision precision =
-        !strcmp(option(argc, argv, "--precision", "fp32"), "bf16") ? PRECISION_BF16 : PRECISION_FP32;
+        !strcmp(bench_option(argc, argv, "--precision", "fp32"), "bf16") ? PRECISION_BF16 : PRECISION_FP32;
     GPT2Config config = {.context = 1024,
                          .vocab = 50257,
                          .vocab_padded = 50304,
                          .layers = layers,
                          .heads = 12,
                          .channels = 768,
-                         .window = atoi(option(argc, argv, "--window", "0"))};
-    DeviceConfig device = {atoi(option(argc, argv, "--threads", "0")), precision,
-                           option(argc, argv, "--isa", "auto")};
+                         .window = atoi(bench_option(argc, argv, "--window", "0"))};
+    DeviceConfig device = {atoi(bench_option(argc, argv, "--threads", "0")), precision,
+                           bench_option(argc, argv, "--isa", "auto")};
     AdamWConfig adamw = {0.9f, 0.95f, 1e-8f, 0.1f};
     GPT2 m;
     AdamW o;
@@ -81,8 +65,8 @@ int main(int argc, char **argv) {
         printf("step %d  loss %.6f  %.1f ms  peak %.0f GFLOP/s  mfu %.1f%%\n", s,
                gpt2_loss_sum(&m) / (double)N, ms[s], 1e-9 * (after > peak ? after : peak), mfu[s]);
     }
-    double typical = median(ms, steps);
+    double typical = bench_median(ms, steps);
     printf("median %.1f ms  best %.1f ms  %.1f tok/s  mfu %.1f%%  peak memory %.2f GB\n", typical, ms[0],
-           1e3 * (double)N / typical, median(mfu, steps), 1e-9 * machine_peak_bytes());
+           1e3 * (double)N / typical, bench_median(mfu, steps), 1e-9 * machine_peak_bytes());
     return EXIT_DONE;
 }
