@@ -54,6 +54,7 @@ typedef struct {
     HostName host;         /* this rank's */
     char path[PATH_BYTES]; /* FOUND_BY_FILE */
     Whereabouts where;
+    Error wrong; /* rank 0: what is wrong with the job as it was launched; "": nothing */
 } Rendezvous;
 
 /* --- the environment --- */
@@ -333,8 +334,10 @@ static int greet(Rendezvous *r, int fd, HostName *hosts, const int *sockets) {
     else if (sockets[hello.rank] >= 0)
         snprintf(reason, sizeof reason, "there is a second rank %d, on %s; the first is on %s", hello.rank,
                  hello.host, hosts[hello.rank]);
-    if (reason[0]) {
+    if (reason[0]) { /* the job will not begin: time only for the others to come and hear why */
         message_send(fd, MESSAGE_REJECT, 0, reason, strlen(reason) + 1, until);
+        if (!r->wrong.text[0]) error_set(&r->wrong, "%s", reason);
+        if (r->deadline > until) r->deadline = until;
         return -1;
     }
     memcpy(hosts[hello.rank], hello.host, sizeof hello.host);
@@ -383,7 +386,11 @@ static bool gather_ranks(Rendezvous *r, double seconds, int *sockets, HostName *
         sockets[rank] = fd;
         here++;
     }
-    ok = here == size || say_missing(r, sockets, seconds, err);
+    ok = here == size && !r->wrong.text[0];
+    if (r->wrong.text[0])
+        *err = r->wrong;
+    else if (!ok)
+        say_missing(r, sockets, seconds, err);
     for (int i = 1; i < size; i++) {
         if (sockets[i] < 0) continue;
         double until = log_seconds() + HELLO_SECONDS;
