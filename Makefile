@@ -48,7 +48,7 @@ endif
 $(BUILD)/config.mk: dev/probe.sh
 	@mkdir -p $(@D)
 	@dev/probe.sh $(CC) >$@
-$(BUILD)/llmc/comm/%.o: CFLAGS += $(MPI_CFLAGS)
+$(BUILD)/llmc/comm/%.o $(BUILD)/dev/bench/%.o: CFLAGS += $(MPI_CFLAGS)
 LDLIBS   += $(MPI_LIBS) -lpthread
 
 BLAS_openblas := -lopenblas
