@@ -16,7 +16,7 @@ size_t comm_type_bytes(CommType type) {
     case COMM_INT32: return 4;
     case COMM_UINT8: return 1;
     }
-    CHECK(!"a CommType");
+    CHECK(false && "a CommType");
     return 0;
 }
 

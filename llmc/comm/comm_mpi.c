@@ -206,7 +206,7 @@ static MPI_Datatype mpi_type(CommType type) {
     case COMM_INT32: return MPI_INT32_T;
     case COMM_UINT8: return MPI_UINT8_T;
     }
-    CHECK(!"a CommType");
+    CHECK(false && "a CommType");
     return MPI_BYTE;
 }
 

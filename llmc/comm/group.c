@@ -192,5 +192,5 @@ void comm_reduce(void *y, const void *x, size_t n, CommType type, CommOp op) {
     case COMM_INT32: reduce_int32(y, x, n, op); return;
     case COMM_UINT8: reduce_uint8(y, x, n, op); return;
     }
-    CHECK(!"a CommType");
+    CHECK(false && "a CommType");
 }

@@ -53,7 +53,7 @@ static bool run_operation(const WorldOperation *o, Error *err) {
     case OPERATION_RECV: return b->recv(g, o->data, o->count, o->peer, err);
     case OPERATION_BARRIER: return b->barrier(g, err);
     }
-    CHECK(!"a CommOperation");
+    CHECK(false && "a CommOperation");
     return false;
 }
 
