@@ -55,7 +55,7 @@ static int torus_polls(const Torus *t, struct pollfd *polls) {
             polls[n++] = (struct pollfd){
                 .fd = t->port[i].fd,
                 .events = t->port[i].header_out < sizeof(CommHeader) ? POLLIN | POLLOUT : POLLIN};
-    if (t->alarm_fd >= 0) polls[n++] = (struct pollfd){.fd = t->alarm_fd, .events = POLLIN};
+    for (int i = 0; i < t->alarms; i++) polls[n++] = (struct pollfd){.fd = t->alarm_fd[i], .events = POLLIN};
     return n;
 }
 
@@ -116,11 +116,11 @@ TorusStatus torus_run(Torus *t, Error *err) {
             moved_at = log_seconds();
             continue;
         }
-        struct pollfd polls[TORUS_POLLS_MAX];
-        int n = torus_polls(t, polls);
-        CHECK_OP(n, <=, TORUS_POLLS_MAX);
-        poll(polls, (nfds_t)n, POLL_MILLISECONDS);
-        if (t->alarm_fd >= 0 && (polls[n - 1].revents & (POLLIN | POLLHUP))) return TORUS_ALARM;
+        int n = torus_polls(t, t->polls);
+        CHECK_OP(n, <=, TORUS_POLLS_MAX + t->alarms);
+        poll(t->polls, (nfds_t)n, POLL_MILLISECONDS);
+        for (int i = n - t->alarms; i < n; i++)
+            if (t->polls[i].revents & POLLIN) return TORUS_ALARM;
         double waited = log_seconds() - moved_at;
         if (waited < POLL_MILLISECONDS * 1e-3) continue;
         if (comm_group_failed(t->group, err)) return TORUS_FAILED;

@@ -282,28 +282,37 @@ static bool numeric_address(const char *text, uint32_t port, struct sockaddr_sto
     return true;
 }
 
-/* Address number i of a peer on the same loopback, a common subnet, or elsewhere, in that order; false: no more. */
-static bool peer_address(const Tcp *tcp, int peer, int i, struct sockaddr_storage *out, socklen_t *length) {
+/* How good an address is: 0 in no common subnet; else the narrower (for wires) or wider (for what must survive them) that
+ * subnet, the better. */
+static int address_merit(const Place *me, uint32_t address, bool wide) {
+    int merit = 0;
+    for (uint32_t m = 0; m < me->addresses; m++)
+        if (me->mask[m] != 0xffffffffu && (me->address[m] & me->mask[m]) == (address & me->mask[m])) {
+            int bits = __builtin_popcount(me->mask[m]), value = wide ? 33 - bits : 1 + bits;
+            merit = value > merit ? value : merit;
+        }
+    return merit;
+}
+
+/* Address number i of a peer, the best first; false: no more. */
+static bool peer_address(const Tcp *tcp, int peer, int channel, int i, struct sockaddr_storage *out,
+                         socklen_t *length) {
     const Place *me = &tcp->place[tcp->group->rank], *they = &tcp->place[peer];
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)they->port)};
-    *length = sizeof to;
-    if (me->host == they->host) {
-        to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-        memcpy(out, &to, sizeof to);
-        return i == 0;
-    }
-    for (int near = 1; near >= 0; near--)
-        for (uint32_t a = 0; a < they->addresses; a++) {
-            bool common = false;
-            for (uint32_t m = 0; m < me->addresses; m++)
-                common |= me->mask[m] != 0xffffffffu &&
-                          (me->address[m] & me->mask[m]) == (they->address[a] & me->mask[m]);
-            if (common != near || i-- > 0) continue;
-            to.sin_addr.s_addr = they->address[a];
-            memcpy(out, &to, sizeof to);
-            return true;
+    bool wide = channel == TCP_CHANNEL_ALARM, local = me->host == they->host;
+    if (local ? i > 0 : i >= (int)they->addresses) return false;
+    to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    for (uint32_t a = 0; a < they->addresses && !local; a++) {
+        int before = 0, merit = address_merit(me, they->address[a], wide);
+        for (uint32_t b = 0; b < they->addresses; b++) {
+            int other = address_merit(me, they->address[b], wide);
+            before += other > merit || (other == merit && b < a);
         }
-    return false;
+        if (before == i) to.sin_addr.s_addr = they->address[a];
+    }
+    memcpy(out, &to, sizeof to);
+    *length = sizeof to;
+    return true;
 }
 
 static void attempt_begin(Tcp *tcp, Attempt *a, const Plan *plan, const Topology *topology) {
@@ -319,7 +328,7 @@ static void attempt_begin(Tcp *tcp, Attempt *a, const Plan *plan, const Topology
     bool by_link = there && there->address[0];
     a->since = log_seconds();
     if (by_link ? !numeric_address(there->address, tcp->place[a->want.peer].port, &to, &to_length)
-                : !peer_address(tcp, a->want.peer, a->candidate++, &to, &to_length)) {
+                : !peer_address(tcp, a->want.peer, a->want.channel, a->candidate++, &to, &to_length)) {
         a->candidate = 0;
         return;
     }

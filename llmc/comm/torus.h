@@ -1,5 +1,5 @@
 /* torus.h: what the files of the torus backend share: comm_torus.c (how operations are laid on streams, and the loop)
- * and torus_group.c (opening, wires that die, and the functions of the backend). */
+ * torus_repair.c (wires that die) and torus_group.c (opening, and the functions of the backend). */
 #ifndef LLMC_TORUS_H
 #define LLMC_TORUS_H
 #include "comm/backend.h"
@@ -43,6 +43,15 @@ typedef struct {
     int peer; /* root */
 } TorusCall;
 
+/* What an operation was given, kept until all ranks have completed it: for doing it again over other wires. */
+typedef struct {
+    TorusCall call;
+    CommHeader header;
+    char *data;
+    size_t data_bytes;
+    size_t *offsets; /* (size + 1) */
+} TorusSaved;
+
 typedef enum { TORUS_DONE, TORUS_FAILED, TORUS_BROKEN, TORUS_ALARM } TorusStatus;
 
 struct Torus {
@@ -55,11 +64,13 @@ struct Torus {
     int ports;
     Port port[2 * PLAN_AXES_MAX]; /* to all neighbours, on the control channel */
     ColourPorts colour[PLAN_COLOURS_MAX];
-    char *staging, *exchange, *saved;
-    size_t exchange_bytes, saved_bytes;
-    size_t *start, *at; /* (PLAN_COLOURS_MAX, size + 1) */
-    int *parent;        /* (size) */
-    int alarm_fd;       /* readable: rank 0 calls all to agree about a dead wire; -1: none */
+    char *staging, *exchange, *scratch;
+    size_t exchange_bytes, scratch_bytes;
+    TorusSaved saved[2];   /* of operation s at s % 2: a rank may be one ahead of another */
+    size_t *start, *at;    /* (PLAN_COLOURS_MAX, size + 1) */
+    int *parent;           /* (size) */
+    int alarms, *alarm_fd; /* to rank 0, or rank 0's to all others: readable when a wire has died */
+    struct pollfd *polls;
     int broken_peer;
     /* of the operation that runs */
     CommHeader header;
@@ -79,7 +90,15 @@ bool torus_prepare(Torus *t, const TorusCall *call, Error *err);
 TorusStatus torus_run(Torus *t, Error *err);
 void torus_prepare_pair(Torus *t, Port *port, void *data, size_t bytes, bool sends);
 
+/* torus_repair.c */
+bool torus_save(Torus *t, const TorusCall *call, Error *err);
+/* After BROKEN or ALARM: all ranks agree which wires are dead, plan without them, connect, and do again what any of them
+ * has not completed; *call is then complete if it returns true. */
+bool torus_repair(Torus *t, const TorusCall *call, TorusStatus status, Error *err);
+
 /* torus_group.c */
+bool torus_plan(Torus *t, Error *err);
+bool torus_connect(Torus *t, int *unreached, Error *err);
 Port *torus_port(Torus *t, int peer);
 Port *colour_port(Torus *t, int colour, int peer);
 bool torus_reserve(char **buffer, size_t *have, size_t bytes, Error *err);

@@ -41,11 +41,14 @@ static bool want(TcpWant *wants, int *n, int peer, int channel) {
 }
 
 /* All connections of the plan: to neighbours, and of every colour. */
-static bool torus_connect(Torus *t, int *unreached, Error *err) {
+bool torus_connect(Torus *t, int *unreached, Error *err) {
     static const Port open_port = {.header_out = sizeof(CommHeader), .header_in = sizeof(CommHeader)};
     TcpWant wants[TCP_CONNECTIONS_MAX];
     int n = 0, near[2 * PLAN_AXES_MAX], rank = t->group->rank;
     t->ports = plan_neighbours(&t->plan, rank, near);
+    if (!t->plan.flat)
+        for (int r = rank ? 0 : 1; r < (rank ? 1 : t->group->size); r++)
+            want(wants, &n, r, TCP_CHANNEL_ALARM);
     for (int i = 0; i < t->ports; i++) want(wants, &n, near[i], TCP_CHANNEL_CONTROL);
     for (int c = 0; c < t->plan.colours; c++) {
         ColourPorts *k = &t->colour[c];
@@ -62,6 +65,10 @@ static bool torus_connect(Torus *t, int *unreached, Error *err) {
     }
     if (!tcp_connect(t->tcp, &t->plan, &t->topology, wants, n, t->group->timeout_seconds, unreached, err))
         return false;
+    t->alarms = 0;
+    for (int r = 0; r < t->group->size; r++)
+        if (tcp_fd(t->tcp, r, TCP_CHANNEL_ALARM) >= 0)
+            t->alarm_fd[t->alarms++] = tcp_fd(t->tcp, r, TCP_CHANNEL_ALARM);
     for (int i = 0; i < t->ports; i++)
         t->port[i] = (Port){.peer = near[i], .fd = tcp_fd(t->tcp, near[i], TCP_CHANNEL_CONTROL)};
     for (int c = 0; c < t->plan.colours; c++)
@@ -70,7 +77,7 @@ static bool torus_connect(Torus *t, int *unreached, Error *err) {
     return true;
 }
 
-static bool torus_plan(Torus *t, Error *err) {
+bool torus_plan(Torus *t, Error *err) {
     if (!plan_open(&t->plan, &t->topology, t->group->size, err)) return false;
     t->exchanges = plan_exchange_possible(&t->plan);
     t->weight_before[0] = 0;
@@ -87,7 +94,13 @@ static void torus_close(CommGroup *group) {
     topology_close(&t->topology);
     free(t->staging);
     free(t->exchange);
-    free(t->saved);
+    free(t->scratch);
+    for (int i = 0; i < 2; i++) {
+        free(t->saved[i].data);
+        free(t->saved[i].offsets);
+    }
+    free(t->alarm_fd);
+    free(t->polls);
     free(t->start);
     free(t->at);
     free(t->parent);
@@ -107,12 +120,17 @@ static bool torus_open(CommGroup *group, Error *err) {
     group->state = t;
     if (!t) return error_set(err, "torus: no memory");
     t->group = group;
-    t->alarm_fd = -1;
+    t->alarm_fd = malloc(n * sizeof *t->alarm_fd);
+    t->polls = malloc((TORUS_POLLS_MAX + n) * sizeof *t->polls);
+    for (int i = 0; i < 2; i++) t->saved[i].offsets = malloc((n + 1) * sizeof *t->saved[i].offsets);
     t->staging = malloc(STREAM_STAGING_BYTES);
     t->start = malloc(PLAN_COLOURS_MAX * (n + 1) * sizeof *t->start);
     t->at = malloc(PLAN_COLOURS_MAX * n * sizeof *t->at);
     t->parent = malloc(n * sizeof *t->parent);
-    bool done = t->staging && t->start && t->at && t->parent ? true : error_set(err, "torus: no memory");
+    bool done = t->staging && t->start && t->at && t->parent && t->alarm_fd && t->polls &&
+                        t->saved[0].offsets && t->saved[1].offsets
+                    ? true
+                    : error_set(err, "torus: no memory");
     done = done && plan_topology_among(&t->topology, group->topology, group->world, group->size, err) &&
            torus_plan(t, err) && tcp_open(&t->tcp, group, err) && torus_connect(t, &unreached, err);
     if (!done) torus_close(group);
@@ -124,9 +142,9 @@ static bool torus_open(CommGroup *group, Error *err) {
 static bool torus_collective(CommGroup *group, const TorusCall *call, Error *err) {
     Torus *t = group->state;
     if (group->size == 1) return true;
-    if (!torus_prepare(t, call, err)) return false;
+    if (!torus_save(t, call, err) || !torus_prepare(t, call, err)) return false;
     TorusStatus status = torus_run(t, err);
-    if (status == TORUS_BROKEN) return comm_group_fault(group, t->broken_peer, "the connection broke", err);
+    if (status == TORUS_BROKEN || status == TORUS_ALARM) return torus_repair(t, call, status, err);
     return status == TORUS_DONE;
 }
 
@@ -178,10 +196,11 @@ static bool torus_pair(CommGroup *group, void *data, size_t bytes, int peer, boo
         return false;
     Port port = {.peer = peer, .fd = tcp_fd(t->tcp, peer, TCP_CHANNEL_DIRECT)};
     torus_prepare_pair(t, &port, data, bytes, sends);
-    int ports = t->ports;
-    t->ports = 0;
+    int ports = t->ports, alarms = t->alarms;
+    t->ports = t->alarms = 0;
     TorusStatus status = torus_run(t, err);
     t->ports = ports;
+    t->alarms = alarms;
     if (status == TORUS_BROKEN) return comm_group_fault(group, peer, "the connection broke", err);
     return status == TORUS_DONE;
 }
