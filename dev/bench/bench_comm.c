@@ -187,8 +187,11 @@ typedef struct {
     void *data;
     size_t *offsets; /* (size + 1) of the size that is measured */
     Wires wires;
-    PeerMpi *mpi; /* NULL: no comparison */
-    float *times; /* (1 + algorithms of mpi, iterations) us */
+    PeerMpi *mpi;    /* NULL: no comparison */
+    float *times;    /* (1 + algorithms of mpi, iterations) us */
+    float *in_order; /* (iterations) us, ours as they came */
+    char *text;      /* for a line of JSON */
+    size_t text_bytes;
 } Bench;
 
 typedef struct {
@@ -219,7 +222,7 @@ static bool run_once(const Bench *b, size_t count, Error *err) {
     return comm_wait(b->comm, request, err);
 }
 
-/* One operation on known numbers; r->wrong counts over all ranks, a rank whose hash differs among them. */
+/* One operation on known numbers; r->wrong grows by what is wrong on all ranks, a hash unlike rank 0's among it. */
 static bool check(const Bench *b, Result *r, Error *err) {
     size_t first = 0, last = r->count;
     int owner = 0;
@@ -242,7 +245,7 @@ static bool check(const Bench *b, Result *r, Error *err) {
         if (memcmp(zero, rank0, sizeof zero) != 0) wrong++;
     }
     if (!comm_wait(b->comm, comm_all_reduce(b->comm, &wrong, 1, COMM_INT32, COMM_SUM), err)) return false;
-    r->wrong = wrong;
+    r->wrong = wrong + (r->wrong > 0 ? r->wrong : 0);
     return true;
 }
 
@@ -284,6 +287,7 @@ static bool measure(const Bench *b, Result *r, Error *err) {
     if (!comm_wait(b->comm, comm_all_reduce(b->comm, b->times, total, COMM_FP32, COMM_MAX), err))
         return false;
     if (!comm_wait(b->comm, comm_all_reduce(b->comm, &wire, 1, COMM_FP32, COMM_MAX), err)) return false;
+    memcpy(b->in_order, b->times, (size_t)n * sizeof *b->times);
     r->median_us = median(b->times, n);
     r->min_us = (double)b->times[0];
     r->wire_bytes = (double)wire;
@@ -329,10 +333,9 @@ static void show_text(const Bench *b, const Result *r) {
 }
 
 static void show_json(const Bench *b, const Result *r) {
-    static char text[8192];
     JsonWriter w;
     int n = b->options->iterations;
-    json_writer_open(&w, text, sizeof text);
+    json_writer_open(&w, b->text, b->text_bytes);
     json_object_begin(&w, NULL);
     json_string(&w, "collective", b->options->collective);
     json_string(&w, "comm", comm_describe(b->comm));
@@ -350,6 +353,9 @@ static void show_json(const Bench *b, const Result *r) {
     if (r->wire_bytes > 0) json_double(&w, "wire_bytes", r->wire_bytes);
     if (r->wrong >= 0) json_int(&w, "wrong", r->wrong);
     if (r->wrong >= 0) json_int(&w, "hash", r->hash);
+    json_array_begin(&w, "times_us");
+    for (int i = 0; i < n; i++) json_float(&w, NULL, b->in_order[i]);
+    json_array_end(&w);
     json_array_begin(&w, "mpi");
     for (int p = 0; b->mpi && p < peer_mpi_count(b->mpi); p++) {
         float *times = b->times + (p + 1) * n;
@@ -363,7 +369,7 @@ static void show_json(const Bench *b, const Result *r) {
     }
     json_array_end(&w);
     json_object_end(&w);
-    if (json_writer_done(&w)) puts(text);
+    if (json_writer_done(&w)) puts(b->text);
     fflush(stdout);
 }
 
@@ -378,7 +384,11 @@ static bool bench(Bench *b, Error *err) {
     if (!b->data) return false;
     b->times = calloc((size_t)o->iterations * (size_t)(1 + peers), sizeof *b->times);
     b->offsets = calloc((size_t)b->size + 1, sizeof *b->offsets);
-    if (!b->times || !b->offsets) return error_set(err, "no memory for %d iterations", o->iterations);
+    b->in_order = calloc((size_t)o->iterations, sizeof *b->in_order);
+    b->text_bytes = 8192 + 32 * (size_t)o->iterations;
+    b->text = calloc(b->text_bytes, 1);
+    if (!b->times || !b->offsets || !b->in_order || !b->text)
+        return error_set(err, "no memory for %d iterations", o->iterations);
     if (show && !o->json) show_header(b);
     for (size_t bytes = o->begin; bytes <= o->end; bytes = o->step ? bytes + o->step : bytes * o->factor) {
         Result r = {.count = bytes / element, .bytes = bytes / element * element, .wrong = -1};
@@ -388,6 +398,7 @@ static bool bench(Bench *b, Error *err) {
         b->offsets[b->size] = r.count;
         if (o->check && !check(b, &r, err)) return false;
         if (!measure(b, &r, err)) return false;
+        if (o->check && !check(b, &r, err)) return false; /* also after all of them: a link may have died */
         if (show) (o->json ? show_json : show_text)(b, &r);
         if (r.wrong > 0) wrong += r.wrong;
         if (!bytes) break;
@@ -442,6 +453,8 @@ out:
     peer_mpi_close(b.mpi);
     topology_close(&topology);
     free(b.times);
+    free(b.in_order);
+    free(b.text);
     free(b.offsets);
     return ok ? EXIT_DONE : EXIT_FAILED;
 }

@@ -10,7 +10,7 @@
 #include "comm/shm_reduce.h"
 #include <string.h>
 
-enum { CHUNK_BYTES_MIN = 8 << 10, CHUNK_BYTES_MAX = 128 << 10, CHUNKS_PER_RANK = 8 };
+enum { CHUNK_BYTES_MIN = 8 << 10, CHUNK_BYTES_MAX = 256 << 10, CHUNKS_PER_RANK = 8 };
 
 static size_t smaller(size_t a, size_t b) {
     return a < b ? a : b;

@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { COLUMNS_MAX = 4 * 24 + 2 * PLAN_CYCLES_MAX, ROWS_MAX = 768 };
+enum { COLUMNS_MAX = 2 * 3 * 24 + 3 * PLAN_CYCLES_MAX, ROWS_MAX = 768 };
 
 #define WEIGHT_LEAST 0.004 /* a colour with less is not worth its connections */
 #define CYCLES_GAIN  1.02  /* cycles have long ways: only if they make it faster by this */
@@ -56,20 +56,29 @@ static bool next_permutation(int *axis, int n) {
     return true;
 }
 
+/* Both ways at once, where that is a difference; then each way alone. */
+static void program_add_ways(Program *p, const Plan *plan, const int *axis, int axes, bool avoids_slow,
+                             int cycle) {
+    bool differ = cycle >= 0;
+    for (int a = 0; a < plan->axes; a++) differ |= plan->dim[a] > 2;
+    if (differ) program_add(p, axis, axes, 0, avoids_slow, cycle);
+    program_add(p, axis, axes, 1, avoids_slow, cycle);
+    if (differ) program_add(p, axis, axes, -1, avoids_slow, cycle);
+}
+
 /* Rotations first: of equal solutions the method takes the first. */
 static void program_add_axes(Program *p, const Plan *plan, bool avoids_slow) {
     if (!axes_whole(plan, avoids_slow ? plan->slow : plan->bandwidth)) return;
     int axis[PLAN_AXES_MAX], n = plan->axes;
-    for (int d = 0; d < n; d++)
-        for (int s = 1; s >= -1; s -= 2) {
-            for (int i = 0; i < n; i++) axis[i] = (d + i) % n;
-            program_add(p, axis, n, s, avoids_slow, -1);
-        }
+    for (int d = 0; d < n; d++) {
+        for (int i = 0; i < n; i++) axis[i] = (d + i) % n;
+        program_add_ways(p, plan, axis, n, avoids_slow, -1);
+    }
     for (int i = 0; i < n; i++) axis[i] = i;
     while (next_permutation(axis, n)) {
         bool rotation = true;
         for (int i = 1; i < n; i++) rotation &= axis[i] == (axis[0] + i) % n;
-        for (int s = 1; s >= -1 && !rotation; s -= 2) program_add(p, axis, n, s, avoids_slow, -1);
+        if (!rotation) program_add_ways(p, plan, axis, n, avoids_slow, -1);
     }
 }
 
@@ -96,7 +105,7 @@ static bool program_add_cycles(Program *p, Plan *plan, Error *err) {
             if (plan->dim[axis] == 2)
                 used[plan_link(plan, a, axis, -direction)] = used[plan_link(plan, b, axis, direction)] = 1;
         }
-        for (int s = 1; s >= -1; s -= 2) program_add(p, (const int[]){0}, 1, s, false, plan->cycles);
+        program_add_ways(p, plan, (const int[]){0}, 1, false, plan->cycles);
         plan->cycles++;
     }
     free(used);
@@ -105,36 +114,50 @@ static bool program_add_cycles(Program *p, Plan *plan, Error *err) {
 
 /* --- rows --- */
 
-/* Adds what a colour puts on the links out of a rank, per byte of its data: load[0] reduce-scatter, load[1] all-gather,
- * by axis and direction. */
-static void colour_load(const Plan *plan, const PlanColour *c, int rank, double load[2][2 * PLAN_AXES_MAX]) {
+/* What a colour does per byte of its data at one rank. */
+typedef struct {
+    double load[2][2 * PLAN_AXES_MAX]; /* bytes out, reduce-scatter and all-gather, by axis and direction */
+    double path;                       /* seconds of its phases, one after the other, if it were alone */
+} Cost;
+
+static double bandwidth_of(const Plan *plan, int rank, int link) {
+    return plan->bandwidth[plan_link(plan, rank, link / 2, link % 2 ? -1 : 1)];
+}
+
+static void cost_add(const Plan *plan, Cost *cost, int rank, int link, double reduce, double gather) {
+    cost->load[0][link] += reduce;
+    cost->load[1][link] += gather;
+    if (reduce > 0 || gather > 0) cost->path += fmax(reduce, gather) / bandwidth_of(plan, rank, link);
+}
+
+/* direction: +1 or -1, for a colour that goes both ways; share: of its data that goes this way. */
+static void cost_of(const Plan *plan, const PlanColour *c, int direction, int rank, double share,
+                    Cost *cost) {
     if (c->cycle >= 0) {
         size_t base = (size_t)c->cycle * (size_t)plan->size;
-        int n = plan->size, at = plan->cycle_index[base + (size_t)rank], axis, direction;
-        CHECK(plan_wire(plan, rank, plan->cycle_rank[base + (size_t)((at + c->direction + n) % n)], &axis,
-                        &direction));
-        load[0][2 * axis + (direction < 0)] += (double)(n - 1) / n;
-        load[1][2 * axis + (direction < 0)] += (double)(n - 1) / n;
+        int n = plan->size, at = plan->cycle_index[base + (size_t)rank], axis, way;
+        CHECK(
+            plan_wire(plan, rank, plan->cycle_rank[base + (size_t)((at + direction + n) % n)], &axis, &way));
+        cost_add(plan, cost, rank, 2 * axis + (way < 0), share * (n - 1) / n, share * (n - 1) / n);
         return;
     }
-    double held = 1;
     for (int p = 0; p < c->phases; p++) {
-        int axis = c->axis[p], n = plan->dim[axis];
+        int axis = c->axis[p], n = plan->dim[axis], link = 2 * axis;
         PlanRing ring =
-            plan_axis_ring(plan, c->avoids_slow ? plan->slow : plan->bandwidth, axis, c->direction, rank);
-        double *reduce = load[0] + 2 * axis, *gather = load[1] + 2 * axis;
+            plan_axis_ring(plan, c->avoids_slow ? plan->slow : plan->bandwidth, axis, direction, rank);
         if (ring.line) {
             int up = (ring.index - ring.first + n) % n, down = n - 1 - up; /* members below and above */
-            reduce[0] += held * down / n;
-            reduce[1] += held * up / n;
-            gather[0] += ring.next < 0 ? 0 : held * (up + 1) / n;
-            gather[1] += ring.prev < 0 ? 0 : held * (down + 1) / n;
+            double path = cost->path;
+            cost_add(plan, cost, rank, link, share * down / n, ring.next < 0 ? 0 : share * (up + 1) / n);
+            double above = cost->path;
+            cost->path = path;
+            cost_add(plan, cost, rank, link + 1, share * up / n, ring.prev < 0 ? 0 : share * (down + 1) / n);
+            cost->path = fmax(cost->path, above);
         } else if (n > 1) {
-            int way = n > 2 && c->direction < 0;
-            reduce[way] += held * (n - 1) / n;
-            gather[way] += held * (n - 1) / n;
+            cost_add(plan, cost, rank, link + (n > 2 && direction < 0), share * (n - 1) / n,
+                     share * (n - 1) / n);
         }
-        held /= n;
+        share /= n;
     }
 }
 
@@ -158,24 +181,33 @@ static void program_add_row(Program *p, const double *row) {
     memcpy(p->row + (size_t)i * COLUMNS_MAX, row, sizeof(double) * COLUMNS_MAX);
 }
 
+/* A row for each link and half of the operation, and one for each column, which is not faster than its path. */
 static void program_add_rows(Program *p, const Plan *plan) {
+    double path[COLUMNS_MAX] = {0};
     p->rows = 0;
     for (int r = 0; r < plan->size; r++) {
-        static const double zero[COLUMNS_MAX];
-        double rows[2][2 * PLAN_AXES_MAX][COLUMNS_MAX];
-        for (int half = 0; half < 2; half++)
-            for (int l = 0; l < 2 * plan->axes; l++) memcpy(rows[half][l], zero, sizeof zero);
+        static double rows[2][2 * PLAN_AXES_MAX][COLUMNS_MAX];
+        memset(rows, 0, sizeof rows);
         for (int j = 0; j < p->columns; j++) {
-            double load[2][2 * PLAN_AXES_MAX] = {{0}};
-            colour_load(plan, &p->column[j], r, load);
+            const PlanColour *c = &p->column[j];
+            Cost cost = {{{0}}, 0};
+            if (c->direction >= 0) cost_of(plan, c, 1, r, c->direction ? 1 : 0.5, &cost);
+            path[j] = fmax(path[j], cost.path);
+            cost.path = 0;
+            if (c->direction <= 0) cost_of(plan, c, -1, r, c->direction ? 1 : 0.5, &cost);
+            path[j] = fmax(path[j], cost.path);
             for (int half = 0; half < 2; half++)
                 for (int l = 0; l < 2 * plan->axes; l++)
-                    if (load[half][l] > 0)
-                        rows[half][l][j] =
-                            load[half][l] / plan->bandwidth[plan_link(plan, r, l / 2, l % 2 ? -1 : 1)];
+                    if (cost.load[half][l] > 0)
+                        rows[half][l][j] = cost.load[half][l] / bandwidth_of(plan, r, l);
         }
         for (int half = 0; half < 2; half++)
             for (int l = 0; l < 2 * plan->axes; l++) program_add_row(p, rows[half][l]);
+    }
+    for (int j = 0; j < p->columns; j++) {
+        double row[COLUMNS_MAX] = {0};
+        row[j] = path[j];
+        program_add_row(p, row);
     }
 }
 
@@ -252,7 +284,8 @@ static void program_solve(Program *p) {
 static void plan_take(Plan *plan, const Program *p) {
     bool taken[COLUMNS_MAX] = {false};
     double sum = 0;
-    for (plan->colours = 0; plan->colours < PLAN_COLOURS_MAX; plan->colours++) {
+    plan->colours = 0;
+    while (plan->colours < PLAN_COLOURS_MAX - 1) {
         int best = -1;
         for (int j = 0; j < p->columns; j++)
             if (!taken[j] && p->x[j] > WEIGHT_LEAST * p->total &&
@@ -260,8 +293,13 @@ static void plan_take(Plan *plan, const Program *p) {
                 best = j;
         if (best < 0) break;
         taken[best] = true;
-        plan->colour[plan->colours] = p->column[best];
-        plan->colour[plan->colours].weight = p->x[best];
+        int ways = p->column[best].direction ? 1 : 2;
+        for (int way = 0; way < ways; way++) {
+            PlanColour *c = &plan->colour[plan->colours++];
+            *c = p->column[best];
+            c->weight = p->x[best] / ways;
+            if (ways == 2) c->direction = way ? -1 : 1;
+        }
         sum += p->x[best];
     }
     for (int c = 0; c < plan->colours; c++) plan->colour[c].weight /= sum;

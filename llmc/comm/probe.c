@@ -278,6 +278,13 @@ static float median_of(const Topology *t, const float *table, int axis, int what
     return scratch[n / 2];
 }
 
+/* Three digits in this unit: more would be noise. */
+static double rounded(float x, double unit) {
+    char text[32];
+    snprintf(text, sizeof text, "%.3g", (double)x / unit);
+    return strtod(text, NULL) * unit;
+}
+
 static void fill_link(Probe *p, Hello link, const float *table, const float usual[2], FILE *out) {
     Topology *t = p->topology;
     int to = topology_neighbour(t, link.rank, link.axis, link.direction);
@@ -289,8 +296,8 @@ static void fill_link(Probe *p, Hello link, const float *table, const float usua
     bool up = entry[0] > 0 && back[0] > 0;
     TopologyLink now = *old;
     float rate = entry[0] > 0.95f * usual[0] && entry[0] < 1.05f * usual[0] ? usual[0] : entry[0];
-    now.bytes_per_second = up ? (double)rate : 0;
-    now.latency_seconds = (double)usual[1];
+    now.bytes_per_second = up ? rounded(rate, 125e3) : 0;
+    now.latency_seconds = rounded(1e6f * usual[1], 1) / 1e6;
     snprintf(now.address, sizeof now.address, "%.47s", address_at(p, link.rank, to, old));
     t->links[entry_of(t, link) / 2] = now;
     if (topology_one_wire(t, link.axis)) t->links[entry_of(t, (Hello){link.rank, link.axis, -1}) / 2] = now;

@@ -64,24 +64,30 @@ bool port_complete(const Port *port) {
     return port->header_out == sizeof(CommHeader) && port->header_in == sizeof(CommHeader);
 }
 
-StreamStatus port_move(Port *port, const CommHeader *header, bool *moved) {
-    if (port->header_out < sizeof *header) {
-        ssize_t k = send(port->fd, (const char *)header + port->header_out, sizeof *header - port->header_out,
-                         MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (k < 0 && !would_wait()) return STREAM_BROKEN;
-        port->header_out += k > 0 ? (size_t)k : 0;
-        *moved |= k > 0;
-    }
-    if (port->header_in < sizeof *header) {
-        ssize_t k = recv(port->fd, (char *)&port->theirs + port->header_in, sizeof *header - port->header_in,
-                         MSG_DONTWAIT);
-        if (k == 0 || (k < 0 && !would_wait())) return STREAM_BROKEN;
-        port->header_in += k > 0 ? (size_t)k : 0;
-        *moved |= k > 0;
-        if (port->header_in == sizeof *header && memcmp(&port->theirs, header, sizeof *header) != 0)
-            return STREAM_MISMATCH;
-    }
+static StreamStatus port_send(Port *port, const CommHeader *header, bool *moved) {
+    if (port->header_out == sizeof *header) return STREAM_FINE;
+    ssize_t k = send(port->fd, (const char *)header + port->header_out, sizeof *header - port->header_out,
+                     MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (k < 0) return would_wait() ? STREAM_FINE : STREAM_BROKEN;
+    port->header_out += (size_t)k;
+    *moved |= k > 0;
     return STREAM_FINE;
+}
+
+static StreamStatus port_recv(Port *port, const CommHeader *header, bool *moved) {
+    if (port->header_in == sizeof *header) return STREAM_FINE;
+    ssize_t k = recv(port->fd, (char *)&port->theirs + port->header_in, sizeof *header - port->header_in,
+                     MSG_DONTWAIT);
+    if (k <= 0) return k < 0 && would_wait() ? STREAM_FINE : STREAM_BROKEN;
+    port->header_in += (size_t)k;
+    *moved = true;
+    bool differs = port->header_in == sizeof *header && memcmp(&port->theirs, header, sizeof *header) != 0;
+    return differs ? STREAM_MISMATCH : STREAM_FINE;
+}
+
+StreamStatus port_move(Port *port, const CommHeader *header, bool *moved) {
+    StreamStatus status = port_send(port, header, moved);
+    return status == STREAM_FINE ? port_recv(port, header, moved) : status;
 }
 
 /* --- sending --- */
@@ -91,7 +97,8 @@ static StreamStatus stream_send(Stream *s, const CommHeader *header, bool *moved
         size_t from, to;
         stream_block(s, s->first_send, s->send_done, &from, &to);
         size_t ready = send_ready(s, to - from), header_left = sizeof *header - s->out->header_out;
-        if (s->send_bytes == to - from && ready == to - from) {
+        bool greets = header_left && from == to; /* nothing but the header */
+        if (s->send_bytes == to - from && ready == to - from && !greets) {
             if (s->gate && s->send_done >= s->lag && s->gate->recv_done <= s->send_done - s->lag)
                 break; /* an empty block, which has not come yet */
             s->send_done++;
@@ -164,7 +171,7 @@ static StreamStatus stream_recv(Stream *s, const CommHeader *header, char *stagi
     while (s->recv_done < s->recv_blocks && recv_allowed(s)) {
         size_t from, to;
         if (s->in->header_in < sizeof *header) {
-            StreamStatus status = port_move(s->in, header, moved);
+            StreamStatus status = port_recv(s->in, header, moved);
             if (status != STREAM_FINE || s->in->header_in < sizeof *header) return status;
         }
         stream_block(s, s->first_recv, s->recv_done, &from, &to);
@@ -184,14 +191,14 @@ static StreamStatus stream_recv(Stream *s, const CommHeader *header, char *stagi
     return STREAM_FINE;
 }
 
-StreamStatus stream_move(Stream *s, const CommHeader *header, char *staging, bool *moved, int *peer) {
+StreamStatus stream_move(Stream *s, const CommHeader *header, char *staging, bool *moved, Port **port) {
     StreamStatus status = s->in ? stream_recv(s, header, staging, moved) : STREAM_FINE;
     if (status != STREAM_FINE) {
-        *peer = s->in->peer;
+        *port = s->in;
         return status;
     }
     status = s->out ? stream_send(s, header, moved) : STREAM_FINE;
-    if (status != STREAM_FINE) *peer = s->out->peer;
+    if (status != STREAM_FINE) *port = s->out;
     return status;
 }
 
@@ -202,7 +209,8 @@ int stream_polls(const Stream *s, struct pollfd *polls) {
     if (s->send_done < s->send_blocks) {
         size_t from, to;
         stream_block(s, s->first_send, s->send_done, &from, &to);
-        if (send_ready(s, to - from) > s->send_bytes)
+        if (send_ready(s, to - from) > s->send_bytes ||
+            (from == to && s->out->header_out < sizeof(CommHeader)))
             polls[n++] = (struct pollfd){.fd = s->out->fd, .events = POLLOUT};
     }
     return n;

@@ -50,8 +50,8 @@ struct Stream {
 typedef enum { STREAM_FINE, STREAM_BROKEN, STREAM_MISMATCH } StreamStatus;
 
 bool stream_complete(const Stream *s);
-/* *moved is set if anything went; *peer is whose connection broke or header differs. staging: STREAM_STAGING_BYTES. */
-StreamStatus stream_move(Stream *s, const CommHeader *header, char *staging, bool *moved, int *peer);
+/* *moved is set if anything went; *port is the one that broke or whose header differs. staging: STREAM_STAGING_BYTES. */
+StreamStatus stream_move(Stream *s, const CommHeader *header, char *staging, bool *moved, Port **port);
 int stream_polls(const Stream *s, struct pollfd *polls);
 
 bool port_complete(const Port *port);

@@ -1,0 +1,379 @@
+/* comm_torus.c: the backend that follows the wires: collectives over the plan of a topology (plan.h), by TCP (tcp.h).
+ *
+ * Every operation is a set of tracks that proceed at the same time in one poll loop (torus_run): a track for each
+ * colour of the plan, or one that goes around all axes (small sums), down a tree (broadcast) or between two ranks. A
+ * track is a list of stages, each of a few streams (stream.h). On the control channel, all neighbours exchange the
+ * header of every operation before its data: what differs is an error there.
+ *
+ * What always holds: a byte that arrives on a connection belongs to the oldest operation there that is not complete;
+ * sums are added in an order that the plan fixes, and every element has the same bits on all ranks. */
+#define _GNU_SOURCE
+#include "base/check.h"
+#include "base/log.h"
+#include "comm/torus.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { POLL_MILLISECONDS = 10 };
+
+/* --- the loop --- */
+
+static StreamStatus torus_move(Torus *t, bool *moved, bool *done, Port **port) {
+    const CommHeader *header = &t->header;
+    for (int i = 0; i < t->tracks; i++) {
+        Track *track = &t->track[i];
+        bool complete = true;
+        if (track->done) continue;
+        for (int s = 0; s < track->streams; s++) {
+            StreamStatus status = stream_move(&track->stream[s], header, t->staging, moved, port);
+            if (status != STREAM_FINE) return status;
+            complete &= stream_complete(&track->stream[s]);
+        }
+        if (complete) {
+            track->advance(t, track);
+            *moved = true;
+        }
+        *done &= track->done;
+    }
+    for (int i = 0; i < t->ports; i++) {
+        *port = &t->port[i];
+        *done &= port_complete(*port);
+        if (port_complete(*port) || t->headers_with_data) continue;
+        StreamStatus status = port_move(*port, header, moved);
+        if (status != STREAM_FINE) return status;
+    }
+    return STREAM_FINE;
+}
+
+static int torus_polls(const Torus *t, struct pollfd *polls) {
+    int n = 0;
+    for (int i = 0; i < t->tracks; i++)
+        for (int s = 0; s < t->track[i].streams && !t->track[i].done; s++)
+            n += stream_polls(&t->track[i].stream[s], polls + n);
+    for (int i = 0; i < t->ports && !t->headers_with_data; i++)
+        if (!port_complete(&t->port[i]))
+            polls[n++] = (struct pollfd){
+                .fd = t->port[i].fd,
+                .events = t->port[i].header_out < sizeof(CommHeader) ? POLLIN | POLLOUT : POLLIN};
+    if (t->alarm_fd >= 0) polls[n++] = (struct pollfd){.fd = t->alarm_fd, .events = POLLIN};
+    return n;
+}
+
+/* Who keeps this rank waiting: who owes data, else who does not take it. */
+static int torus_culprit(const Torus *t, char *what, size_t size) {
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < t->tracks; i++)
+            for (int s = 0; s < t->track[i].streams && !t->track[i].done; s++) {
+                const Stream *stream = &t->track[i].stream[s];
+                if (pass == 0 && stream->recv_done < stream->recv_blocks) {
+                    snprintf(what, size, "sent nothing for %.3g s (%s, block %d of %d, byte %zu)",
+                             t->group->timeout_seconds, t->track[i].name, stream->recv_done,
+                             stream->recv_blocks, stream->recv_bytes);
+                    return stream->in->peer;
+                }
+                if (pass == 1 && stream->send_done < stream->send_blocks) {
+                    snprintf(what, size, "took nothing for %.3g s (%s, block %d of %d)",
+                             t->group->timeout_seconds, t->track[i].name, stream->send_done,
+                             stream->send_blocks);
+                    return stream->out->peer;
+                }
+            }
+    snprintf(what, size, "did not begin the operation for %.3g s", t->group->timeout_seconds);
+    for (int i = 0; i < t->ports; i++)
+        if (!port_complete(&t->port[i])) return t->port[i].peer;
+    return -1;
+}
+
+/* A connection in use whose other end does not even acknowledge; its peer, or -1. */
+static int torus_unheard(const Torus *t, double seconds) {
+    for (int i = 0; i < t->tracks; i++)
+        for (int s = 0; s < t->track[i].streams; s++) {
+            const Port *out = t->track[i].stream[s].out;
+            if (out && tcp_unheard(out->fd, seconds)) return out->peer;
+        }
+    for (int i = 0; i < t->ports; i++)
+        if (tcp_unheard(t->port[i].fd, seconds)) return t->port[i].peer;
+    return -1;
+}
+
+TorusStatus torus_run(Torus *t, Error *err) {
+    double moved_at = log_seconds(), unheard_seconds = t->group->timeout_seconds * 0.15;
+    for (;;) {
+        bool moved = false, done = true;
+        int peer;
+        Port *port = NULL;
+        StreamStatus status = torus_move(t, &moved, &done, &port);
+        if (status == STREAM_MISMATCH) {
+            comm_group_mismatch(t->group, port->peer, &port->theirs, err);
+            return TORUS_FAILED;
+        }
+        if (status == STREAM_BROKEN) {
+            t->broken_peer = port->peer;
+            return TORUS_BROKEN;
+        }
+        if (done) return TORUS_DONE;
+        if (moved) {
+            moved_at = log_seconds();
+            continue;
+        }
+        struct pollfd polls[TORUS_POLLS_MAX];
+        int n = torus_polls(t, polls);
+        CHECK_OP(n, <=, TORUS_POLLS_MAX);
+        poll(polls, (nfds_t)n, POLL_MILLISECONDS);
+        if (t->alarm_fd >= 0 && (polls[n - 1].revents & (POLLIN | POLLHUP))) return TORUS_ALARM;
+        double waited = log_seconds() - moved_at;
+        if (waited < POLL_MILLISECONDS * 1e-3) continue;
+        if (comm_group_failed(t->group, err)) return TORUS_FAILED;
+        if (waited > unheard_seconds && (peer = torus_unheard(t, unheard_seconds)) >= 0) {
+            t->broken_peer = peer;
+            return TORUS_BROKEN;
+        }
+        if (waited > t->group->timeout_seconds) {
+            char what[160];
+            peer = torus_culprit(t, what, sizeof what);
+            comm_group_fault(t->group, peer, what, err);
+            return TORUS_FAILED;
+        }
+    }
+}
+
+/* --- tracks: a colour --- */
+
+/* The streams of one phase. Going down (reducing), member i ends with block i; going up, it begins with it. */
+static void phase_streams(Torus *t, Track *k, const PlanRing *ring, int low, int width, bool down) {
+    int n = ring->length, i = ring->index, q = (i - ring->first + n) % n;
+    Stream base = {.layout = &k->layout,
+                   .low = low,
+                   .width = width,
+                   .length = n,
+                   .reduce = down,
+                   .type = t->type,
+                   .op = t->op};
+    Port *next = ring->next >= 0 ? colour_port(t, k->colour, ring->next) : NULL;
+    Port *prev = ring->prev >= 0 ? colour_port(t, k->colour, ring->prev) : NULL;
+    k->streams = 0;
+    if (n == 1) return;
+    Stream *a = &k->stream[k->streams++], *b = NULL;
+    *a = base;
+    if (!ring->line) {
+        *a = base;
+        a->in = prev;
+        a->out = next;
+        a->gate = a;
+        a->lag = 1;
+        a->step = -ring->direction;
+        a->recv_blocks = a->send_blocks = n - 1;
+        a->first_send = down ? i - ring->direction : i;
+        a->first_recv = a->first_send - ring->direction;
+        return;
+    }
+    /* A line: what is above flows up, what is below flows down. */
+    b = &k->stream[k->streams++];
+    *b = base;
+    a->in = b->out = prev;
+    a->out = b->in = next;
+    a->step = -1;
+    b->step = 1;
+    a->lag = b->lag = down ? 0 : 1;
+    a->gate = prev ? a : NULL;
+    b->gate = next ? b : NULL;
+    a->first_recv = down ? ring->first + n - 1 : i - 1;
+    a->first_send = down ? ring->first + n - 1 : i;
+    b->first_recv = down ? ring->first : i + 1;
+    b->first_send = down ? ring->first : i;
+    a->recv_blocks = !prev ? 0 : down ? n - q : q;
+    a->send_blocks = !next ? 0 : down ? n - 1 - q : q + 1;
+    b->recv_blocks = !next ? 0 : down ? q + 1 : n - 1 - q;
+    b->send_blocks = !prev ? 0 : down ? q : n - q;
+    b->last_after = down ? a : NULL;
+}
+
+static void colour_advance(Torus *t, Track *k) {
+    int phases = t->plan.colour[k->colour].phases;
+    if (k->stage == k->stages) {
+        k->done = true;
+        return;
+    }
+    bool down = k->stage < phases;
+    int phase = down ? k->stage : 2 * phases - 1 - k->stage;
+    PlanRing ring = plan_ring(&t->plan, k->colour, phase, t->group->rank);
+    int held = t->group->size;
+    for (int p = 0; p < phase; p++) held /= plan_ring(&t->plan, k->colour, p, t->group->rank).length;
+    int low = plan_position(&t->plan, k->colour, t->group->rank) / held * held;
+    snprintf(k->name, sizeof k->name, "colour %d, %s of phase %d", k->colour,
+             down ? "reduce-scatter" : "all-gather", phase);
+    phase_streams(t, k, &ring, low, held / ring.length, down);
+    k->stage++;
+}
+
+/* --- tracks: around every axis, whole --- */
+
+static void exchange_finish_axis(Torus *t, Track *k) {
+    size_t bytes = t->count * comm_type_bytes(t->type);
+    memcpy(t->data, k->layout.data, bytes);
+    for (int b = 1; b < k->layout.positions; b++)
+        comm_reduce(t->data, k->layout.data + (size_t)b * bytes, t->count, t->type, t->op);
+}
+
+static void exchange_advance(Torus *t, Track *k) {
+    size_t element = comm_type_bytes(t->type), bytes = t->count * element;
+    if (k->streams) exchange_finish_axis(t, k);
+    k->streams = 0;
+    while (k->stage < t->plan.axes && t->plan.dim[k->stage] == 1) k->stage++;
+    if (k->stage == t->plan.axes) {
+        k->done = true;
+        return;
+    }
+    PlanRing ring;
+    CHECK(plan_exchange(&t->plan, k->stage, t->group->rank, &ring));
+    int n = ring.length, i = ring.index, q = (i - ring.first + n) % n;
+    k->layout =
+        (Layout){.data = t->exchange, .element = element, .positions = n, .count = t->count * (size_t)n};
+    memcpy(t->exchange + (size_t)i * bytes, t->data, bytes);
+    snprintf(k->name, sizeof k->name, "exchange on axis %d", k->stage++);
+    Stream base = {.layout = &k->layout, .width = 1, .length = n, .lag = 1};
+    Stream *a = &k->stream[0], *b = &k->stream[1];
+    *a = *b = base;
+    a->in = b->out = ring.prev >= 0 ? torus_port(t, ring.prev) : NULL;
+    a->out = b->in = ring.next >= 0 ? torus_port(t, ring.next) : NULL;
+    a->gate = a->in ? a : NULL;
+    b->gate = b->in ? b : NULL;
+    a->step = -1;
+    b->step = 1;
+    a->first_send = b->first_send = i;
+    a->first_recv = i - 1;
+    b->first_recv = i + 1;
+    a->recv_blocks = ring.line ? q : n / 2;
+    a->send_blocks = !ring.line ? n / 2 : a->out ? q + 1 : 0;
+    b->recv_blocks = ring.line ? n - 1 - q : (n - 1) / 2;
+    b->send_blocks = !ring.line ? (n - 1) / 2 : b->out ? n - q : 0;
+    k->streams = 2;
+}
+
+/* --- tracks: from one to others, as it is --- */
+
+static void once_advance(Torus *t, Track *k) {
+    (void)t;
+    k->done = true;
+}
+
+/* Received from `in` (may be NULL) and handed to each of outs. */
+static void once_begin(Torus *t, Track *k, Port *in, Port *const *out, int outs) {
+    *k = (Track){.advance = once_advance, .name = "broadcast"};
+    k->layout = (Layout){.data = t->data, .element = 1, .positions = 1, .count = t->count};
+    k->streams = outs ? outs : 1;
+    for (int i = 0; i < k->streams; i++) {
+        Stream *s = &k->stream[i];
+        *s = (Stream){.layout = &k->layout, .width = 1, .length = 1, .step = 1};
+        s->in = i == 0 ? in : NULL;
+        s->recv_blocks = s->in != NULL;
+        s->out = outs ? out[i] : NULL;
+        s->send_blocks = s->out != NULL;
+        s->gate = in ? &k->stream[0] : NULL;
+    }
+}
+
+/* --- beginning --- */
+
+static void torus_begin(Torus *t, void *data, size_t count, CommType type, CommOp op) {
+    t->data = data;
+    t->count = count;
+    t->type = type;
+    t->op = op;
+    t->header = t->group->header;
+    t->tracks = 0;
+    t->headers_with_data = false;
+    for (int i = 0; i < t->ports; i++) t->port[i].header_in = t->port[i].header_out = 0;
+}
+
+static size_t share(size_t count, double upto) {
+    size_t n = (size_t)((double)count * upto);
+    return n < count ? n : count;
+}
+
+/* Elements of a range that lie before colour c. */
+static size_t colour_from(const Torus *t, int c, size_t count, bool single) {
+    return c == 0 ? 0 : single || c == t->plan.colours ? count : share(count, t->weight_before[c]);
+}
+
+/* One track for each colour, over stages from .. to of 2 * phases; offsets: every rank's own range, or NULL. */
+static void colours_begin(Torus *t, const size_t *offsets, bool down, bool up) {
+    size_t n = (size_t)t->group->size, element = comm_type_bytes(t->type);
+    bool single =
+        offsets && t->count * element <= t->plan.exchange_bytes_max; /* more would be more steps only */
+    t->tracks = single ? 1 : t->plan.colours;
+    for (int c = 0; c < t->tracks; c++) {
+        Track *k = &t->track[c];
+        int phases = t->plan.colour[c].phases;
+        k->advance = colour_advance;
+        k->colour = c;
+        k->done = false;
+        k->streams = 0;
+        k->stage = down ? 0 : phases;
+        k->stages = up ? 2 * phases : phases;
+        k->layout = (Layout){.data = t->data, .element = element, .positions = t->group->size};
+        if (!offsets) {
+            k->layout.base = colour_from(t, c, t->count, single);
+            k->layout.count = colour_from(t, c + 1, t->count, single) - k->layout.base;
+            continue;
+        }
+        size_t *start = t->start + (size_t)c * (n + 1), *at = t->at + (size_t)c * n;
+        start[0] = 0;
+        for (int p = 0; p < t->group->size; p++) {
+            int rank = plan_rank_at(&t->plan, c, p);
+            size_t length = offsets[rank + 1] - offsets[rank];
+            size_t from = colour_from(t, c, length, single), to = colour_from(t, c + 1, length, single);
+            at[p] = offsets[rank] + from;
+            start[p + 1] = start[p] + to - from;
+        }
+        k->layout.start = start;
+        k->layout.at = at;
+    }
+}
+
+bool torus_prepare(Torus *t, const TorusCall *call, Error *err) {
+    torus_begin(t, call->data, call->count, call->type, call->op);
+    Port *out[2 * PLAN_AXES_MAX];
+    int outs = 0, rank = t->group->rank;
+    size_t bytes = call->count * comm_type_bytes(call->type);
+    switch (call->operation) {
+    case OPERATION_BARRIER:
+    case OPERATION_ALL_REDUCE:
+        if (call->count && (bytes <= t->plan.exchange_bytes_max || call->operation == OPERATION_BARRIER) &&
+            t->exchanges) {
+            size_t widest = 1;
+            for (int a = 0; a < t->plan.axes; a++)
+                widest = (size_t)t->plan.dim[a] > widest ? (size_t)t->plan.dim[a] : widest;
+            if (!torus_reserve(&t->exchange, &t->exchange_bytes, widest * bytes, err)) return false;
+            t->track[0] = (Track){.advance = exchange_advance};
+            t->tracks = 1;
+            t->headers_with_data = true;
+        } else {
+            colours_begin(t, NULL, true, true);
+        }
+        return true;
+    case OPERATION_REDUCE_SCATTER: colours_begin(t, call->offsets, true, false); return true;
+    case OPERATION_ALL_GATHER: colours_begin(t, call->offsets, false, true); return true;
+    case OPERATION_BROADCAST:
+        if (!plan_tree(&t->plan, call->peer, t->parent))
+            return error_set(err, "broadcast from rank %d: the wires that are left do not reach all ranks",
+                             call->peer);
+        for (int i = 0; i < t->ports; i++)
+            if (t->parent[t->port[i].peer] == rank) out[outs++] = &t->port[i];
+        once_begin(t, &t->track[0], t->parent[rank] < 0 ? NULL : torus_port(t, t->parent[rank]), out, outs);
+        t->tracks = 1;
+        return true;
+    case OPERATION_SEND:
+    case OPERATION_RECV: break;
+    }
+    CHECK(!"a collective");
+    return false;
+}
+
+void torus_prepare_pair(Torus *t, Port *port, void *data, size_t bytes, bool sends) {
+    torus_begin(t, data, bytes, COMM_UINT8, COMM_SUM);
+    t->header.operation = OPERATION_SEND; /* the same on both sides */
+    once_begin(t, &t->track[0], sends ? NULL : port, &port, sends);
+    snprintf(t->track[0].name, sizeof t->track[0].name, sends ? "send" : "receive");
+    t->tracks = 1;
+}

@@ -1,0 +1,88 @@
+/* torus.h: what the files of the torus backend share: comm_torus.c (how operations are laid on streams, and the loop)
+ * and torus_group.c (opening, wires that die, and the functions of the backend). */
+#ifndef LLMC_TORUS_H
+#define LLMC_TORUS_H
+#include "comm/backend.h"
+#include "comm/plan.h"
+#include "comm/stream.h"
+#include "comm/tcp.h"
+
+enum {
+    TORUS_STREAMS_MAX = 2 * PLAN_AXES_MAX,
+    TORUS_POLLS_MAX =
+        PLAN_COLOURS_MAX * 2 * STREAM_POLLS + TORUS_STREAMS_MAX * STREAM_POLLS + 2 * PLAN_AXES_MAX + 1
+};
+
+typedef struct Torus Torus;
+typedef struct Track Track;
+
+/* A list of stages, one after the other; `advance` makes the streams of the next, or sets done. */
+struct Track {
+    void (*advance)(Torus *t, Track *track);
+    bool done;
+    int colour, stage, stages;
+    int streams;
+    Stream stream[TORUS_STREAMS_MAX];
+    Layout layout;
+    char name[64];
+};
+
+/* The connections of a colour. */
+typedef struct {
+    int ports;
+    Port port[2 * PLAN_AXES_MAX];
+} ColourPorts;
+
+typedef struct {
+    CommOperation operation;
+    void *data;
+    size_t count;
+    const size_t *offsets;
+    CommType type;
+    CommOp op;
+    int peer; /* root */
+} TorusCall;
+
+typedef enum { TORUS_DONE, TORUS_FAILED, TORUS_BROKEN, TORUS_ALARM } TorusStatus;
+
+struct Torus {
+    CommGroup *group;
+    Tcp *tcp;
+    Topology topology; /* of the group; without the wires that died */
+    Plan plan;
+    bool exchanges; /* every axis allows plan_exchange */
+    double weight_before[PLAN_COLOURS_MAX + 1];
+    int ports;
+    Port port[2 * PLAN_AXES_MAX]; /* to all neighbours, on the control channel */
+    ColourPorts colour[PLAN_COLOURS_MAX];
+    char *staging, *exchange, *saved;
+    size_t exchange_bytes, saved_bytes;
+    size_t *start, *at; /* (PLAN_COLOURS_MAX, size + 1) */
+    int *parent;        /* (size) */
+    int alarm_fd;       /* readable: rank 0 calls all to agree about a dead wire; -1: none */
+    int broken_peer;
+    /* of the operation that runs */
+    CommHeader header;
+    void *data;
+    size_t count;
+    CommType type;
+    CommOp op;
+    bool
+        headers_with_data; /* every neighbour gets data on the control channel, and the header goes with it */
+    int tracks;
+    Track track[PLAN_COLOURS_MAX];
+};
+
+/* comm_torus.c */
+bool torus_prepare(Torus *t, const TorusCall *call, Error *err);
+/* Until done. BROKEN: broken_peer's connections are closed or silent, and nobody has been told. */
+TorusStatus torus_run(Torus *t, Error *err);
+void torus_prepare_pair(Torus *t, Port *port, void *data, size_t bytes, bool sends);
+
+/* torus_group.c */
+Port *torus_port(Torus *t, int peer);
+Port *colour_port(Torus *t, int colour, int peer);
+bool torus_reserve(char **buffer, size_t *have, size_t bytes, Error *err);
+/* For tests: this rank's connections to a peer break, as if the wire died. */
+void torus_break_wire(CommGroup *group, int peer);
+#endif

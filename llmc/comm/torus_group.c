@@ -1,0 +1,224 @@
+/* torus_group.c: opening and closing the torus backend, the functions it offers, and what happens when a wire dies.
+ * See torus.h and comm_torus.c. */
+#define _GNU_SOURCE
+#include "base/check.h"
+#include "base/log.h"
+#include "comm/torus.h"
+#include <stdlib.h>
+#include <string.h>
+
+Port *torus_port(Torus *t, int peer) {
+    for (int i = 0; i < t->ports; i++)
+        if (t->port[i].peer == peer) return &t->port[i];
+    CHECK(!"a neighbour");
+    return NULL;
+}
+
+Port *colour_port(Torus *t, int colour, int peer) {
+    ColourPorts *k = &t->colour[colour];
+    for (int i = 0; i < k->ports; i++)
+        if (k->port[i].peer == peer) return &k->port[i];
+    CHECK(!"a peer of the colour");
+    return NULL;
+}
+
+bool torus_reserve(char **buffer, size_t *have, size_t bytes, Error *err) {
+    if (bytes <= *have) return true;
+    free(*buffer);
+    *buffer = malloc(bytes);
+    *have = *buffer ? bytes : 0;
+    return *buffer || error_set(err, "torus: no memory for %zu bytes", bytes);
+}
+
+/* --- opening --- */
+
+static bool want(TcpWant *wants, int *n, int peer, int channel) {
+    for (int i = 0; i < *n; i++)
+        if (wants[i].peer == peer && wants[i].channel == channel) return false;
+    CHECK_OP(*n, <, TCP_CONNECTIONS_MAX);
+    wants[(*n)++] = (TcpWant){peer, channel};
+    return true;
+}
+
+/* All connections of the plan: to neighbours, and of every colour. */
+static bool torus_connect(Torus *t, int *unreached, Error *err) {
+    static const Port open_port = {.header_out = sizeof(CommHeader), .header_in = sizeof(CommHeader)};
+    TcpWant wants[TCP_CONNECTIONS_MAX];
+    int n = 0, near[2 * PLAN_AXES_MAX], rank = t->group->rank;
+    t->ports = plan_neighbours(&t->plan, rank, near);
+    for (int i = 0; i < t->ports; i++) want(wants, &n, near[i], TCP_CHANNEL_CONTROL);
+    for (int c = 0; c < t->plan.colours; c++) {
+        ColourPorts *k = &t->colour[c];
+        k->ports = 0;
+        for (int p = 0; p < t->plan.colour[c].phases; p++) {
+            PlanRing ring = plan_ring(&t->plan, c, p, rank);
+            int peers[2] = {ring.next, ring.prev};
+            for (int i = 0; i < 2 && ring.length > 1; i++)
+                if (peers[i] >= 0 && want(wants, &n, peers[i], TCP_CHANNEL_COLOUR + c)) {
+                    k->port[k->ports] = open_port;
+                    k->port[k->ports++].peer = peers[i];
+                }
+        }
+    }
+    if (!tcp_connect(t->tcp, &t->plan, &t->topology, wants, n, t->group->timeout_seconds, unreached, err))
+        return false;
+    for (int i = 0; i < t->ports; i++)
+        t->port[i] = (Port){.peer = near[i], .fd = tcp_fd(t->tcp, near[i], TCP_CHANNEL_CONTROL)};
+    for (int c = 0; c < t->plan.colours; c++)
+        for (int i = 0; i < t->colour[c].ports; i++)
+            t->colour[c].port[i].fd = tcp_fd(t->tcp, t->colour[c].port[i].peer, TCP_CHANNEL_COLOUR + c);
+    return true;
+}
+
+static bool torus_plan(Torus *t, Error *err) {
+    if (!plan_open(&t->plan, &t->topology, t->group->size, err)) return false;
+    t->exchanges = plan_exchange_possible(&t->plan);
+    t->weight_before[0] = 0;
+    for (int c = 0; c < t->plan.colours; c++)
+        t->weight_before[c + 1] = t->weight_before[c] + t->plan.colour[c].weight;
+    return true;
+}
+
+static void torus_close(CommGroup *group) {
+    Torus *t = group->state;
+    if (!t) return;
+    tcp_close(t->tcp);
+    plan_close(&t->plan);
+    topology_close(&t->topology);
+    free(t->staging);
+    free(t->exchange);
+    free(t->saved);
+    free(t->start);
+    free(t->at);
+    free(t->parent);
+    free(t);
+    group->state = NULL;
+}
+
+static bool torus_usable(const CommGroup *group, Error *err) {
+    (void)group, (void)err;
+    return true;
+}
+
+static bool torus_open(CommGroup *group, Error *err) {
+    Torus *t = calloc(1, sizeof *t);
+    size_t n = (size_t)group->size;
+    int unreached;
+    group->state = t;
+    if (!t) return error_set(err, "torus: no memory");
+    t->group = group;
+    t->alarm_fd = -1;
+    t->staging = malloc(STREAM_STAGING_BYTES);
+    t->start = malloc(PLAN_COLOURS_MAX * (n + 1) * sizeof *t->start);
+    t->at = malloc(PLAN_COLOURS_MAX * n * sizeof *t->at);
+    t->parent = malloc(n * sizeof *t->parent);
+    bool done = t->staging && t->start && t->at && t->parent ? true : error_set(err, "torus: no memory");
+    done = done && plan_topology_among(&t->topology, group->topology, group->world, group->size, err) &&
+           torus_plan(t, err) && tcp_open(&t->tcp, group, err) && torus_connect(t, &unreached, err);
+    if (!done) torus_close(group);
+    return done;
+}
+
+/* --- operations --- */
+
+static bool torus_collective(CommGroup *group, const TorusCall *call, Error *err) {
+    Torus *t = group->state;
+    if (group->size == 1) return true;
+    if (!torus_prepare(t, call, err)) return false;
+    TorusStatus status = torus_run(t, err);
+    if (status == TORUS_BROKEN) return comm_group_fault(group, t->broken_peer, "the connection broke", err);
+    return status == TORUS_DONE;
+}
+
+static bool torus_all_reduce(CommGroup *group, void *data, size_t count, CommType type, CommOp op,
+                             Error *err) {
+    TorusCall call = {
+        .operation = OPERATION_ALL_REDUCE, .data = data, .count = count, .type = type, .op = op};
+    return torus_collective(group, &call, err);
+}
+
+static bool torus_reduce_scatter(CommGroup *group, void *data, const size_t *offsets, CommType type,
+                                 CommOp op, Error *err) {
+    TorusCall call = {.operation = OPERATION_REDUCE_SCATTER,
+                      .data = data,
+                      .count = offsets[group->size],
+                      .offsets = offsets,
+                      .type = type,
+                      .op = op};
+    return torus_collective(group, &call, err);
+}
+
+static bool torus_all_gather(CommGroup *group, void *data, const size_t *offsets, CommType type, Error *err) {
+    TorusCall call = {.operation = OPERATION_ALL_GATHER,
+                      .data = data,
+                      .count = offsets[group->size],
+                      .offsets = offsets,
+                      .type = type};
+    return torus_collective(group, &call, err);
+}
+
+static bool torus_broadcast(CommGroup *group, void *data, size_t bytes, int root, Error *err) {
+    TorusCall call = {
+        .operation = OPERATION_BROADCAST, .data = data, .count = bytes, .type = COMM_UINT8, .peer = root};
+    return torus_collective(group, &call, err);
+}
+
+static bool torus_barrier(CommGroup *group, Error *err) {
+    int32_t one = 1;
+    TorusCall call = {.operation = OPERATION_BARRIER, .data = &one, .count = 1, .type = COMM_INT32};
+    return torus_collective(group, &call, err);
+}
+
+static bool torus_pair(CommGroup *group, void *data, size_t bytes, int peer, bool sends, Error *err) {
+    Torus *t = group->state;
+    TcpWant direct = {peer, TCP_CHANNEL_DIRECT};
+    int unreached;
+    if (tcp_fd(t->tcp, peer, TCP_CHANNEL_DIRECT) < 0 &&
+        !tcp_connect(t->tcp, &t->plan, &t->topology, &direct, 1, group->timeout_seconds, &unreached, err))
+        return false;
+    Port port = {.peer = peer, .fd = tcp_fd(t->tcp, peer, TCP_CHANNEL_DIRECT)};
+    torus_prepare_pair(t, &port, data, bytes, sends);
+    int ports = t->ports;
+    t->ports = 0;
+    TorusStatus status = torus_run(t, err);
+    t->ports = ports;
+    if (status == TORUS_BROKEN) return comm_group_fault(group, peer, "the connection broke", err);
+    return status == TORUS_DONE;
+}
+
+static bool torus_send(CommGroup *group, const void *data, size_t bytes, int to, Error *err) {
+    return torus_pair(group, (void *)(uintptr_t)data, bytes, to, true, err);
+}
+
+static bool torus_recv(CommGroup *group, void *data, size_t bytes, int from, Error *err) {
+    return torus_pair(group, data, bytes, from, false, err);
+}
+
+static void torus_describe(const CommGroup *group, char *out, size_t size) {
+    const Torus *t = group->state;
+    char colours[200] = "";
+    if (!t) return;
+    plan_describe(&t->plan, colours, sizeof colours);
+    snprintf(out, size, "%s; up to %zu KiB whole around every axis",
+             t->plan.flat ? "flat, halving over TCP" : colours, t->plan.exchange_bytes_max >> 10);
+}
+
+void torus_break_wire(CommGroup *group, int peer) {
+    Torus *t = group->state;
+    tcp_break(t->tcp, peer);
+}
+
+const CommBackend comm_backend_torus = {
+    .name = "torus",
+    .usable = torus_usable,
+    .open = torus_open,
+    .close = torus_close,
+    .all_reduce = torus_all_reduce,
+    .reduce_scatter = torus_reduce_scatter,
+    .all_gather = torus_all_gather,
+    .broadcast = torus_broadcast,
+    .send = torus_send,
+    .recv = torus_recv,
+    .barrier = torus_barrier,
+    .describe = torus_describe,
+};
