@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/options.h"
+#include "comm/control.h"
 #include "model/kernels.h"
 #include "run/convert.h"
 #include "run/doctor.h"
@@ -205,7 +206,6 @@ static bool train(const Options *o, int *exit_code, Error *err) {
         .backend = o->comm, .topology = o->topology, .timeout_seconds = o->comm_timeout};
     Comm *comm;
     if (!comm_open(&comm, &config, err)) return false;
-    log_open(comm_rank(comm), o->quiet);
     bool ok = train_ranks(o, comm, exit_code, err);
     if (!ok) comm_abort(comm, err->text);
     comm_close(comm);
@@ -237,9 +237,9 @@ static bool needs_device(const Options *o) {
     return o->command != COMMAND_TOKENIZE && o->command != COMMAND_PLOT;
 }
 
-static bool run_command(const Options *o, int *exit_code, Error *err) {
-    DeviceConfig device = {o->threads, strcmp(o->precision, "bf16") ? PRECISION_FP32 : PRECISION_BF16,
-                           o->isa};
+static bool run_command(const Options *o, const ControlPlace *place, int *exit_code, Error *err) {
+    DeviceConfig device = {o->threads ? o->threads : machine_threads(place->local_size),
+                           strcmp(o->precision, "bf16") ? PRECISION_FP32 : PRECISION_BF16, o->isa};
     if (needs_device(o)) {
         if (!device_open(&device, err)) return false;
         if (o->command != COMMAND_DOCTOR) log_info("device      %s", device_describe());
@@ -272,6 +272,7 @@ static int finish(const Options *o, int exit_code) {
 int main(int argc, char **argv) {
     static Options options; /* large: every string option is an array */
     Error err;
+    ControlPlace place = {.size = 1, .local_size = 1};
     int exit_code = EXIT_DONE;
     machine_open_standard_files();
     machine_spin_briefly(argv);
@@ -283,16 +284,20 @@ int main(int argc, char **argv) {
         options_help(&options, stdout);
         return finish(&options, EXIT_DONE);
     }
-    log_open(0, options.quiet);
+    if (options.command == COMMAND_TRAIN && !control_place(&place, &err)) {
+        fprintf(stderr, "error: %s\n", err.text);
+        return EXIT_USAGE;
+    }
+    log_open(place.rank, options.quiet);
     if (options.command == COMMAND_TRAIN) {
         if (!strcmp(options.preset, "list")) {
             presets_print(&options, stdout);
             return finish(&options, EXIT_DONE);
         }
         presets_apply(&options);
-        if (!options.quiet) options_print(&options, false, stderr);
+        if (!options.quiet && place.rank == 0) options_print(&options, false, stderr);
     }
-    if (!run_command(&options, &exit_code, &err)) {
+    if (!run_command(&options, &place, &exit_code, &err)) {
         fflush(stdout);
         fprintf(stderr, "error: %s\n", err.text);
         return EXIT_FAILED;
