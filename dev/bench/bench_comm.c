@@ -186,6 +186,7 @@ typedef struct {
     const Topology *topology;
     void *data;
     size_t *offsets; /* (size + 1) of the size that is measured */
+    bool has_wires;  /* the topology has addresses */
     Wires wires;
     PeerMpi *mpi;    /* NULL: no comparison */
     float *times;    /* (1 + algorithms of mpi, iterations) us */
@@ -262,18 +263,24 @@ static double median(float *times, int n) {
     return n % 2 ? (double)times[n / 2] : 0.5 * ((double)times[n / 2 - 1] + (double)times[n / 2]);
 }
 
+/* While nothing is on the way. */
+static bool count_wires(const Bench *b, WireBytes *out, Error *err) {
+    if (b->has_wires && !comm_barrier(b->comm, err)) return false;
+    wire_bytes_read(&b->wires, out);
+    return true;
+}
+
 static bool measure(const Bench *b, Result *r, Error *err) {
     int n = b->options->iterations, peers = b->mpi ? peer_mpi_count(b->mpi) : 0;
     float wire = 0;
     WireBytes before, after;
     memset(b->data, 0, r->bytes);
     for (int i = -b->options->warmup; i < n; i++) {
-        wire_bytes_read(&b->wires, &before);
-        if (!comm_barrier(b->comm, err)) return false;
+        if (!count_wires(b, &before, err) || !comm_barrier(b->comm, err)) return false;
         double start = log_seconds();
         if (!run_once(b, r->count, err)) return false;
         double took = log_seconds() - start;
-        wire_bytes_read(&b->wires, &after);
+        if (!count_wires(b, &after, err)) return false;
         if (i >= 0) {
             b->times[i] = (float)(1e6 * took);
             wire += (float)wire_bytes_most(&b->wires, &before, &after) / (float)n;
@@ -444,6 +451,8 @@ int main(int argc, char **argv) {
     b.rank = comm_rank(b.comm);
     b.size = comm_size(b.comm);
     if (!topology_open(&topology, o.comm.topology, b.size, &err)) goto out;
+    for (size_t i = 0; i < (size_t)topology.places * (size_t)topology.axes * 2; i++)
+        b.has_wires = b.has_wires || topology.links[i].address[0];
     wires_open(&b.wires, &topology, b.rank);
     if (o.compare && !peer_mpi_open(&b.mpi, !strcmp(o.compare, "all"), o.end, &err)) goto out;
     ok = o.probe ? probe(&b, &topology, o.probe, &err) : bench(&b, &err);

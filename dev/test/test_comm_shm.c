@@ -13,6 +13,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -228,18 +229,32 @@ static void try_groups(Comm *comm, float *shared) {
     comm_close(half);
 }
 
-/* Reduces until something happens; the last rank does what the mode says in the tenth. */
+static int fatal_signal;
+static void strike(int number) {
+    (void)number;
+    raise(fatal_signal);
+}
+
+/* In 20 ms, wherever the program then is: mostly inside an operation. */
+static void strike_soon(void) {
+    signal(SIGALRM, strike);
+    setitimer(ITIMER_REAL, &(struct itimerval){.it_value = {0, 20000}}, NULL);
+}
+
+/* Reduces until something happens; in the tenth step the last rank does what the mode says. */
 static int run_fault(Comm *comm, const char *mode, float *data) {
     Error err;
-    bool odd_one = comm_rank(comm) == comm_size(comm) - 1;
-    for (int i = 0; i < 100000; i++) {
-        comm_set_step(comm, i);
+    fatal_signal = strstr(mode, "kill") ? SIGKILL : SIGSTOP;
+    bool ends = strstr(mode, "kill") || strstr(mode, "stop"), inside = strstr(mode, "inside") != NULL;
+    for (int i = 0; i < 1000000; i++) {
+        bool odd_one = comm_rank(comm) == comm_size(comm) - 1 && i == 10;
         CommRequest request;
-        if (odd_one && i == 10 && !strcmp(mode, "kill")) raise(SIGKILL);
-        if (odd_one && i == 10 && !strcmp(mode, "stop")) raise(SIGSTOP);
-        if (odd_one && i == 10 && !strcmp(mode, "count"))
+        comm_set_step(comm, i);
+        if (odd_one && ends && inside) strike_soon();
+        if (odd_one && ends && !inside) raise(fatal_signal);
+        if (odd_one && strstr(mode, "count"))
             request = comm_all_reduce(comm, data, 99999, COMM_FP32, COMM_SUM);
-        else if (odd_one && i == 10 && !strcmp(mode, "operation"))
+        else if (odd_one && strstr(mode, "operation"))
             request = comm_broadcast(comm, data, 400000, 0);
         else
             request = comm_all_reduce(comm, data, 100000, COMM_FP32, COMM_SUM);
@@ -376,7 +391,11 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) test_operations(sizes[i]);
     for (int size = 2; size <= 4; size += 2) {
         test_fault(size, "kill", "all-reduce");
+        test_fault(size, "kill-inside", "all-reduce");
+        test_fault(size, "kill-inside-plain", "all-reduce");
         test_fault(size, "stop", "all-reduce");
+        test_fault(size, "stop-inside", "all-reduce");
+        test_fault(size, "stop-inside-plain", "all-reduce");
         test_fault(size, "count", "count");
         test_fault(size, "operation", "operation");
     }

@@ -114,7 +114,7 @@ static int check_pairs(Comm *comm, size_t bytes) {
 
 static int run_shape(const char *topology) {
     static const size_t counts[] = {1, 2, 17, 1000, 4097, 65537, ELEMENTS_MAX};
-    CommConfig config = {.backend = "torus", .topology = topology, .timeout_seconds = 20};
+    CommConfig config = {.backend = "torus", .topology = topology, .timeout_seconds = 10};
     Comm *comm;
     Error err;
     int failed = 0;

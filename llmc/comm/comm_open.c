@@ -9,12 +9,11 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* In the order in which `auto` asks them. */
 static const CommBackend *const backends[] = {
     &comm_backend_self,
     &comm_backend_shm,
-    &comm_backend_mpi,
     &comm_backend_torus,
+    &comm_backend_mpi,
 };
 enum { BACKENDS = sizeof backends / sizeof *backends };
 
@@ -109,27 +108,38 @@ static bool name_known(const char *name, Error *err) {
     return !strcmp(name, "auto") || error_set(err, "--comm %.40s: not one of %s", name, names);
 }
 
-/* The first in the table that all ranks can use; `why` says what was against those before it. */
+/* The order in which `auto` asks: within a host, shared memory; on known wires, the torus; where they are not known, MPI,
+ * which may have faster ways than TCP. */
+static const CommBackend *candidate(int i, bool wired) {
+    static const CommBackend *const on_wires[] = {&comm_backend_shm, &comm_backend_torus, &comm_backend_mpi};
+    static const CommBackend *const on_any[] = {&comm_backend_shm, &comm_backend_mpi, &comm_backend_torus};
+    return i >= 3 ? NULL : wired ? on_wires[i] : on_any[i];
+}
+
+static const CommBackend *backend_named(const char *name) {
+    for (int i = 0; i < BACKENDS; i++)
+        if (!strcmp(backends[i]->name, name)) return backends[i];
+    return NULL;
+}
+
+/* The first candidate, or the one asked for, that all ranks can use; `why` says what was against those before it. */
 static bool choose_backend(Comm *comm, const char *name, char *why, size_t why_size, Error *err) {
-    bool any = !strcmp(name, "auto");
     size_t n = 0;
     why[0] = 0;
     comm->group.backend = &comm_backend_self;
     if (comm->group.size == 1) return true;
-    for (int i = 0; i < BACKENDS; i++) {
+    const CommBackend *named = backend_named(name), *b;
+    for (int i = 0; (b = named ? named : candidate(i, comm->group.topology->axes > 0)); i++) {
         Error mine = {""}, objection;
-        bool agreed;
-        if (!any && strcmp(name, backends[i]->name) != 0) continue;
-        if (any && backends[i] == &comm_backend_self && comm->group.size > 1) continue;
-        bool usable = backends[i]->usable(&comm->group, &mine);
+        bool agreed, usable = b->usable(&comm->group, &mine);
         if (!all_agree(comm->world, usable, &mine, &agreed, &objection, err)) return false;
         if (agreed) {
-            comm->group.backend = backends[i];
+            comm->group.backend = b;
             return true;
         }
-        if (!any) return error_set(err, "--comm %s cannot be used: %.600s", name, objection.text);
+        if (named) return error_set(err, "--comm %s cannot be used: %.600s", name, objection.text);
         if (n < why_size)
-            n += (size_t)snprintf(why + n, why_size - n, "%s%s: %.200s", n ? "; " : "not ", backends[i]->name,
+            n += (size_t)snprintf(why + n, why_size - n, "%s%s: %.200s", n ? "; " : "not ", b->name,
                                   objection.text);
     }
     return error_set(err, "no way to communicate among %d ranks on %d hosts: %.500s", comm->group.size,

@@ -106,7 +106,7 @@ static StreamStatus stream_send(Stream *s, const CommHeader *header, bool *moved
             *moved = true;
             continue;
         }
-        if (s->send_bytes >= ready) break;
+        if (s->send_bytes >= ready && !greets) break;
         struct iovec vector[VECTOR_MAX];
         struct msghdr message = {.msg_iov = vector};
         if (header_left)
