@@ -193,7 +193,7 @@ static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err
         log_info("nothing to do: %s has done %lld of %d steps", o->run, (long long)t.progress.step, o->steps);
     else
         ok = report_open(&report, &t, err) && train_loop(&t, &report, exit_code, err);
-    progress_sparkline(&report.progress);
+    if (t.rank == 0) progress_sparkline(&report.progress);
     metrics_close(&report.metrics);
     trainer_close(&t);
     run_lock_release(&report.lock);

@@ -70,20 +70,21 @@ def close(a, b):
 
 
 def test_same_curve(folder, reference):
-    for backend in ("auto", "shm", "torus", "mpi"):
+    for backend in ("auto", "shm", "torus"):
         for ranks, batch in ((2, 4), (3, 8), (4, 2)):
             run = f"{backend}{ranks}"
             codes, outputs = finish(start(ranks, arguments(run, 8, batch, [f"--comm={backend}"]), folder))
-            unusable = any("not built" in o or "not in this build" in o or "needs mpirun" in o or "launched" in o
-                           for o in outputs)
-            if unusable and backend == "mpi":
-                continue
             good = codes == [0] * ranks and close(losses(folder, run), reference)
             check(good, f"{backend}, {ranks} ranks: {codes} {outputs[0][-300:]}")
-    if shutil.which("mpirun"):
-        command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "4", *arguments("mpirun", 8, 2)]
-        codes, outputs = finish(start(1, command, folder))
-        check(codes == [0] and close(losses(folder, "mpirun"), reference), f"mpirun: {codes} {outputs[0][-300:]}")
+    for backend in ("auto", "mpi") if shutil.which("mpirun") else ():
+        run = f"mpirun-{backend}"
+        command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", "4",
+                   *arguments(run, 8, 2, [f"--comm={backend}"])]
+        job = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        codes, outputs = finish([job])
+        if backend == "mpi" and "built without MPI" in outputs[0]:
+            continue
+        check(codes == [0] and close(losses(folder, run), reference), f"{run}: {codes} {outputs[0][-300:]}")
 
 
 def test_resume(folder, reference):
