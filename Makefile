@@ -23,6 +23,8 @@ CFLAGS   += -fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover
 LDFLAGS  += -fsanitize=$(SANITIZE)
 endif
 
+.DEFAULT_GOAL := all
+
 # --- the CPU kernels are compiled once per instruction set; dispatch.c chooses at run time ---
 TARGET   := $(shell $(CC) -dumpmachine)
 ifneq ($(filter x86_64%,$(TARGET)),)

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/options.h"
+#include "comm/control.h"
 #include "model/kernels.h"
 #include "run/convert.h"
 #include "run/doctor.h"
@@ -25,20 +26,25 @@
 
 /* --- one step --- */
 
-/* The gradients of one total batch, summed over its micro-batches; returns their mean loss in *loss. */
-static bool compute_gradients(Trainer *t, double *loss, Error *err) {
-    size_t rows = t->B * t->T * (size_t)t->micro_batches;
-    double sum = 0;
+/* What the ranks sum at the end of a step: losses, squared norm, and whether any was asked to save or stop. */
+enum { SUM_LOSS, SUM_NORM, SUM_SAVE, SUM_STOP, NUM_SUMS };
+
+/* The gradients of one total batch, summed over its micro-batches and ranks; leaves the sums of all ranks in sums. */
+static bool compute_gradients(Trainer *t, double sums[NUM_SUMS], Error *err) {
+    float weight = 1.0f / (float)trainer_step_tokens(t);
     for (int i = 0; i < t->micro_batches; i++) {
-        if (!trainer_load_batch(t, t->progress.samples, err)) return false;
-        t->progress.samples += t->B;
+        if (!trainer_load_batch(t, i, err)) return false;
         gpt2_forward(&t->model, t->tokens);
-        gpt2_loss(&t->model, t->targets, 1.0f / (float)rows);
+        gpt2_loss(&t->model, t->targets, weight);
+        if (i + 1 == t->micro_batches) data_parallel_reduce_next(&t->parallel);
         gpt2_backward(&t->model, t->tokens);
-        sum += gpt2_loss_sum(&t->model);
+        sums[SUM_LOSS] += gpt2_loss_sum(&t->model);
     }
-    *loss = sum / (double)rows;
-    return true;
+    if (!data_parallel_finish(&t->parallel, err)) return false;
+    sums[SUM_NORM] = data_parallel_norm_squared(&t->parallel);
+    sums[SUM_SAVE] = signals_save();
+    sums[SUM_STOP] = signals_stop() != NULL;
+    return data_parallel_sum(&t->parallel, sums, NUM_SUMS, err);
 }
 
 /* Is this step so unusual that it would do harm? A loss or norm that is not finite always is. */
@@ -53,10 +59,13 @@ static bool is_outlier(Trainer *t, StepResult *r) {
 static bool train_step(Trainer *t, StepResult *r, Error *err) {
     const Options *o = t->options;
     GPT2 *m = &t->model;
-    double start = log_seconds();
-    r->learning_rate = schedule_learning_rate(&t->schedule, (int)t->progress.step);
-    if (!compute_gradients(t, &r->loss, err)) return false;
-    r->norm = sqrt(sum_of_squares(m->grads, m->param_count));
+    double start = log_seconds(), sums[NUM_SUMS] = {0};
+    *r = (StepResult){.learning_rate = schedule_learning_rate(&t->schedule, (int)t->progress.step)};
+    if (!compute_gradients(t, sums, err)) return false;
+    r->loss = sums[SUM_LOSS] / (double)trainer_step_tokens(t);
+    r->norm = sqrt(sums[SUM_NORM]);
+    r->save = sums[SUM_SAVE] > 0;
+    r->stop = sums[SUM_STOP] > 0;
     r->skipped = is_outlier(t, r);
     if (r->skipped) {
         device_zero(m->grads, m->param_count * sizeof(floatX));
@@ -64,11 +73,14 @@ static bool train_step(Trainer *t, StepResult *r, Error *err) {
     } else {
         double clip = o->grad_clip > 0 && r->norm > o->grad_clip ? o->grad_clip / r->norm : 1;
         adamw_update(&t->optimizer, m, r->learning_rate, clip);
+        data_parallel_gather(&t->parallel);
     }
     r->seconds = log_seconds() - start;
     t->progress.step++;
-    t->progress.tokens += t->B * t->T * (uint64_t)t->micro_batches;
+    t->progress.samples += trainer_step_tokens(t) / t->T;
+    t->progress.tokens += trainer_step_tokens(t);
     t->progress.seconds += r->seconds;
+    comm_set_step(t->comm, t->progress.step);
     return true;
 }
 
@@ -97,7 +109,7 @@ typedef struct {
 static bool report_open(Report *report, const Trainer *t, Error *err) {
     const Options *o = t->options;
     char path[FILE_PATH_BYTES];
-    report->has_files = *o->run;
+    report->has_files = *o->run && t->rank == 0;
     progress_open(&report->progress, stdout, o->color);
     if (!report->has_files) return true;
     if (!file_make_directory(o->run, err) || !run_lock_take(&report->lock, o->run, err)) return false;
@@ -109,7 +121,7 @@ static bool report_open(Report *report, const Trainer *t, Error *err) {
 
 static bool report_step(Report *report, const Trainer *t, const StepResult *r, bool has_val, Error *err) {
     const Options *o = t->options;
-    double tokens = (double)(t->B * t->T) * t->micro_batches;
+    double tokens = (double)trainer_step_tokens(t);
     double flops = gpt2_flops_per_token(&t->model.config, t->T) * tokens;
     const ProgressStep line = {.step = t->progress.step,
                                .steps = o->steps,
@@ -124,17 +136,17 @@ static bool report_step(Report *report, const Trainer *t, const StepResult *r, b
                                .step_seconds = r->seconds,
                                .seconds = t->progress.seconds,
                                .tokens_per_second = tokens / r->seconds,
-                               .mfu = flops / r->seconds / t->peak_flops,
+                               .mfu = flops / r->seconds / (t->peak_flops * t->size),
                                .memory_bytes = (uint64_t)machine_peak_bytes()};
     bool print = has_val || t->progress.step % o->log_every == 0 || t->progress.step == o->steps;
-    progress_step(&report->progress, &line, print && !o->quiet);
+    progress_step(&report->progress, &line, print && !o->quiet && t->rank == 0);
     return !report->has_files || metrics_step(&report->metrics, &line, err);
 }
 
 /* The metrics are made durable first, so that a saved step always has its line. */
 static bool save(Trainer *t, Report *report, Error *err) {
-    if (!report->has_files) return true;
-    return metrics_sync(&report->metrics, err) && trainer_save(t, err);
+    if (!*t->options->run) return true;
+    return (!report->has_files || metrics_sync(&report->metrics, err)) && trainer_save(t, err);
 }
 
 static bool due(int64_t step, int every) {
@@ -147,30 +159,31 @@ static bool train_loop(Trainer *t, Report *report, int *exit_code, Error *err) {
         StepResult r;
         if (!train_step(t, &r, err)) return false;
         int64_t step = t->progress.step;
-        const char *stop = signals_stop();
-        bool last = step == o->steps || stop;
+        bool last = step == o->steps || r.stop;
 
         bool has_val = t->val_loader && (due(step, o->eval_every) || step == o->steps);
         if (has_val && !trainer_evaluate(t, &t->progress.val_loss, err)) return false;
         if (!report_step(report, t, &r, has_val, err) || !check_usable(t, &r, err)) return false;
         if (due(step, o->sample_every)) trainer_show_sample(t);
-        if ((last || signals_save() || due(step, o->save_every)) && !save(t, report, err)) return false;
-        if (stop) {
-            log_info("%s: stopped after step %lld%s", stop, (long long)step,
-                     report->has_files ? "; saved, and the same command goes on from here"
-                                       : "; nothing was saved (no --run)");
-            *exit_code = report->has_files ? EXIT_STOPPED_AND_SAVED : EXIT_FAILED;
+        if ((last || r.save || due(step, o->save_every)) && !save(t, report, err)) return false;
+        if (r.stop) {
+            const char *signal = signals_stop();
+            log_info("%s: stopped after step %lld%s", signal ? signal : "signal to another rank",
+                     (long long)step,
+                     *o->run ? "; saved, and the same command goes on from here"
+                             : "; nothing was saved (no --run)");
+            *exit_code = *o->run ? EXIT_STOPPED_AND_SAVED : EXIT_FAILED;
             return true;
         }
     }
     return true;
 }
 
-static bool train(const Options *o, int *exit_code, Error *err) {
+static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err) {
     Trainer t;
     Report report = {.lock = {-1}};
-    if (*o->run && !run_lock_take(&report.lock, o->run, err)) return false;
-    if (!trainer_open(&t, o, err)) {
+    if (*o->run && comm_rank(comm) == 0 && !run_lock_take(&report.lock, o->run, err)) return false;
+    if (!trainer_open(&t, o, comm, err)) {
         run_lock_release(&report.lock);
         return false;
     }
@@ -180,10 +193,22 @@ static bool train(const Options *o, int *exit_code, Error *err) {
         log_info("nothing to do: %s has done %lld of %d steps", o->run, (long long)t.progress.step, o->steps);
     else
         ok = report_open(&report, &t, err) && train_loop(&t, &report, exit_code, err);
-    progress_sparkline(&report.progress);
+    if (t.rank == 0) progress_sparkline(&report.progress);
     metrics_close(&report.metrics);
     trainer_close(&t);
     run_lock_release(&report.lock);
+    return ok;
+}
+
+/* The ranks that were launched together train one model; if one fails, all do. */
+static bool train(const Options *o, int *exit_code, Error *err) {
+    const CommConfig config = {
+        .backend = o->comm, .topology = o->topology, .timeout_seconds = o->comm_timeout};
+    Comm *comm;
+    if (!comm_open(&comm, &config, err)) return false;
+    bool ok = train_ranks(o, comm, exit_code, err);
+    if (!ok) comm_abort(comm, err->text);
+    comm_close(comm);
     return ok;
 }
 
@@ -212,9 +237,9 @@ static bool needs_device(const Options *o) {
     return o->command != COMMAND_TOKENIZE && o->command != COMMAND_PLOT;
 }
 
-static bool run_command(const Options *o, int *exit_code, Error *err) {
-    DeviceConfig device = {o->threads, strcmp(o->precision, "bf16") ? PRECISION_FP32 : PRECISION_BF16,
-                           o->isa};
+static bool run_command(const Options *o, const ControlPlace *place, int *exit_code, Error *err) {
+    DeviceConfig device = {o->threads ? o->threads : machine_threads(place->local_size),
+                           strcmp(o->precision, "bf16") ? PRECISION_FP32 : PRECISION_BF16, o->isa};
     if (needs_device(o)) {
         if (!device_open(&device, err)) return false;
         if (o->command != COMMAND_DOCTOR) log_info("device      %s", device_describe());
@@ -247,6 +272,7 @@ static int finish(const Options *o, int exit_code) {
 int main(int argc, char **argv) {
     static Options options; /* large: every string option is an array */
     Error err;
+    ControlPlace place = {.size = 1, .local_size = 1};
     int exit_code = EXIT_DONE;
     machine_open_standard_files();
     machine_spin_briefly(argv);
@@ -258,16 +284,20 @@ int main(int argc, char **argv) {
         options_help(&options, stdout);
         return finish(&options, EXIT_DONE);
     }
-    log_open(0, options.quiet);
+    if (options.command == COMMAND_TRAIN && !control_place(&place, &err)) {
+        fprintf(stderr, "error: %s\n", err.text);
+        return EXIT_USAGE;
+    }
+    log_open(place.rank, options.quiet);
     if (options.command == COMMAND_TRAIN) {
         if (!strcmp(options.preset, "list")) {
             presets_print(&options, stdout);
             return finish(&options, EXIT_DONE);
         }
         presets_apply(&options);
-        if (!options.quiet) options_print(&options, false, stderr);
+        if (!options.quiet && place.rank == 0) options_print(&options, false, stderr);
     }
-    if (!run_command(&options, &exit_code, &err)) {
+    if (!run_command(&options, &place, &exit_code, &err)) {
         fflush(stdout);
         fprintf(stderr, "error: %s\n", err.text);
         return EXIT_FAILED;

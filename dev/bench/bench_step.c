@@ -38,7 +38,7 @@ int main(int argc, char **argv) {
     Error err;
     if (steps < 1 || steps > 10000 || B < 1 || T < 1 || !device_open(&device, &err) ||
         !gpt2_init(&m, &config, (size_t)B, (size_t)T, 1024, true, &err) ||
-        !adamw_init(&o, &adamw, 0, m.param_count, &err)) {
+        !adamw_init(&o, &adamw, &(AdamWRange){0, m.param_count}, 1, &err)) {
         fprintf(stderr, "bench_step: %s\n", steps < 1 || B < 1 || T < 1 ? "bad option" : err.text);
         return EXIT_FAILED;
     }

@@ -1,7 +1,8 @@
 /* machine.c: see machine.h. */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE /* sched_getaffinity */
 #include "base/machine.h"
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +43,14 @@ double machine_peak_bytes(void) {
     struct rusage usage;
     if (getrusage(RUSAGE_SELF, &usage)) return 0;
     return 1024 * (double)usage.ru_maxrss;
+}
+
+int machine_threads(int processes) {
+    long online = sysconf(_SC_NPROCESSORS_ONLN), part = online / (processes > 0 ? processes : 1);
+    cpu_set_t usable;
+    if (sched_getaffinity(0, sizeof usable, &usable) == 0 && CPU_COUNT(&usable) < part)
+        part = CPU_COUNT(&usable);
+    return part > 1 ? (int)part : 1;
 }
 
 bool machine_has_program(const char *program) {

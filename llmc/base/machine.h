@@ -15,6 +15,10 @@ bool machine_check_memory(double bytes, const char *what, const char *hint, Erro
 /* The largest resident size of this process so far, bytes. */
 double machine_peak_bytes(void);
 
+/* Threads for one of `processes` processes that share this machine's processors: its part of them, but no more than it
+ * may use (affinity); at least 1. */
+int machine_threads(int processes);
+
 /* Is this program in a folder of PATH? */
 bool machine_has_program(const char *program);
 

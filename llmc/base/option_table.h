@@ -32,6 +32,7 @@
     X(BATCH, "Batch")                                                                                        \
     X(OPTIMIZER, "Optimizer")                                                                                \
     X(RUN, "Run")                                                                                            \
+    X(RANKS, "Ranks")                                                                                        \
     X(SAMPLING, "Sampling")                                                                                  \
     X(OUTPUT, "Output")                                                                                      \
     X(SYSTEM, "System")                                                                                      \
@@ -139,6 +140,13 @@
       "tokens in each sample shown while training")                                                          \
     X(INT, log_every, 0, "1", 1, 1000000000, "steps", TRAIN, RUN, NONE,                                      \
       "steps between progress lines")                                                                        \
+    /* --- ranks --- */                                                                                      \
+    X(CHOICE, comm, 0, "auto", 0, 0, "", TRAIN, RANKS, ONE_OF("auto", "self", "mpi", "shm", "torus"),        \
+      "what carries sums between ranks; auto: by what is there, and says what it took")                      \
+    X(STRING, topology, 0, "", 0, 0, "text", TRAIN, RANKS, NONE,                                             \
+      "how the ranks are wired: ring:8, torus:4x4x4, flat:64 or file:PATH; empty: flat")                     \
+    X(DOUBLE, comm_timeout, 0, "10", 0.1, 86400, "seconds", TRAIN, RANKS, NONE,                              \
+      "seconds after which a rank that does not answer is given up, by name")                                \
     /* --- sampling --- */                                                                                   \
     X(STRING, prompt, 'q', "", 0, 0, "text", SAMPLE, SAMPLING, NONE,                                         \
       "text to go on from; -: read it from stdin; empty: the start of a document")                           \

@@ -1,39 +1,58 @@
-/* adamw.c: see adamw.h. The range is cut at tensor borders, since decay is a property of a tensor. */
+/* adamw.c: see adamw.h. Ranges are cut at tensor borders, since decay is a property of a tensor. */
 #include "model/adamw.h"
 #include "base/check.h"
 #include "model/kernels.h"
+#include <stdlib.h>
+#include <string.h>
 
 size_t adamw_bytes(size_t n) {
     return 2 * n * sizeof(float);
 }
 
-bool adamw_init(AdamW *o, const AdamWConfig *config, size_t begin, size_t end, Error *err) {
-    CHECK_OP(begin, <=, end);
-    size_t n = end - begin;
-    *o = (AdamW){.config = *config, .begin = begin, .end = end};
-    o->m = device_alloc(n * sizeof(float));
-    o->v = device_alloc(n * sizeof(float));
-    if (o->m && o->v) return true;
+bool adamw_init(AdamW *o, const AdamWConfig *config, const AdamWRange *ranges, int num_ranges, Error *err) {
+    *o = (AdamW){.config = *config, .num_ranges = num_ranges};
+    for (int i = 0; i < num_ranges; i++) {
+        CHECK_OP(ranges[i].begin, <=, ranges[i].end);
+        o->count += ranges[i].end - ranges[i].begin;
+    }
+    o->ranges = malloc((size_t)num_ranges * sizeof *ranges);
+    o->m = device_alloc(o->count * sizeof(float));
+    o->v = device_alloc(o->count * sizeof(float));
+    if (o->ranges && o->m && o->v) {
+        memcpy(o->ranges, ranges, (size_t)num_ranges * sizeof *ranges);
+        return true;
+    }
+    error_set(err, "optimizer: no memory for %.2f GB (use a smaller model, or more ranks)",
+              1e-9 * (double)adamw_bytes(o->count));
     adamw_free(o);
-    return error_set(err, "optimizer: no memory for %.2f GB (use a smaller model, or more ranks)",
-                     1e-9 * (double)adamw_bytes(n));
+    return false;
 }
 
 void adamw_free(AdamW *o) {
-    device_free(o->m, (o->end - o->begin) * sizeof(float));
-    device_free(o->v, (o->end - o->begin) * sizeof(float));
+    device_free(o->m, o->count * sizeof(float));
+    device_free(o->v, o->count * sizeof(float));
+    free(o->ranges);
     *o = (AdamW){0};
+}
+
+/* The part of one tensor that lies in one range, whose moments begin at `moments`. */
+static void update_part(AdamW *o, GPT2 *m, AdamWRange range, size_t moments, size_t from, size_t to,
+                        const AdamWArgs *args) {
+    if (from < range.begin) from = range.begin;
+    if (to > range.end) to = range.end;
+    if (from >= to) return;
+    size_t at = moments + (from - range.begin);
+    adamw_kernel(m->params + from, m->grads + from, o->m + at, o->v + at, to - from, args);
 }
 
 static void update_tensor(AdamW *o, GPT2 *m, int tensor, int layer, AdamWArgs args) {
     TensorInfo info = gpt2_tensor(&m->config, tensor);
-    size_t from = gpt2_tensor_offset(&m->config, tensor, layer), to = from + info.rows * info.cols;
-    if (from < o->begin) from = o->begin;
-    if (to > o->end) to = o->end;
-    if (from >= to) return;
+    size_t from = gpt2_tensor_offset(&m->config, tensor, layer), moments = 0;
     args.decay = info.decay ? o->config.weight_decay : 0.0f;
-    size_t at = from - o->begin;
-    adamw_kernel(m->params + from, m->grads + from, o->m + at, o->v + at, to - from, &args);
+    for (int i = 0; i < o->num_ranges; i++) {
+        update_part(o, m, o->ranges[i], moments, from, from + info.rows * info.cols, &args);
+        moments += o->ranges[i].end - o->ranges[i].begin;
+    }
 }
 
 void adamw_update(AdamW *o, GPT2 *m, double learning_rate, double grad_scale) {

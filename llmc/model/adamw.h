@@ -1,6 +1,6 @@
-/* adamw.h: the optimizer's state and step over one range of the model's flat arrays.
+/* adamw.h: the optimizer's state and step over ranges of the model's flat arrays.
  *
- * The range is the whole model, or this rank's shard of it: nothing here depends on where it starts or ends. Which
+ * They are the whole model, or this rank's shares of it: nothing here depends on where a range starts or ends. Which
  * tensors decay is in tensors.h. Loshchilov, Hutter, "Decoupled weight decay regularization", arXiv 1711.05101. */
 #ifndef LLMC_ADAMW_H
 #define LLMC_ADAMW_H
@@ -10,18 +10,25 @@ typedef struct {
     float beta1, beta2, epsilon, weight_decay;
 } AdamWConfig;
 
+/* Elements begin <= i < end of the flat arrays. */
+typedef struct {
+    size_t begin, end;
+} AdamWRange;
+
 typedef struct {
     AdamWConfig config;
-    size_t begin, end; /* elements of the flat arrays that it updates */
-    float *m, *v;      /* first and second moment, fp32, end - begin elements each */
-    int step;          /* updates done */
+    AdamWRange *ranges; /* what it updates, ascending */
+    int num_ranges;
+    size_t count; /* elements in all of them */
+    float *m, *v; /* (count) first and second moment, fp32, range behind range */
+    int step;     /* updates done */
 } AdamW;
 
 /* Bytes of m and v for n elements. */
 size_t adamw_bytes(size_t n);
-/* Moments zero, step 0; begin <= end <= param_count. */
-bool adamw_init(AdamW *o, const AdamWConfig *config, size_t begin, size_t end, Error *err);
+/* Moments zero, step 0. The ranges are copied; they do not overlap and may be empty. */
+bool adamw_init(AdamW *o, const AdamWConfig *config, const AdamWRange *ranges, int num_ranges, Error *err);
 void adamw_free(AdamW *o);
-/* One step on the range, with the gradients of m times grad_scale (the clipping factor); leaves those zero. */
+/* One step on the ranges, with the gradients of m times grad_scale (the clipping factor); leaves those zero. */
 void adamw_update(AdamW *o, GPT2 *m, double learning_rate, double grad_scale);
 #endif

@@ -14,6 +14,10 @@ static void layer_done(GPT2 *m, int layer) {
     if (m->hooks.layer_done) m->hooks.layer_done(m->hooks.ctx, layer);
 }
 
+static void layer_needed(GPT2 *m, int layer) {
+    if (m->hooks.layer_needed) m->hooks.layer_needed(m->hooks.ctx, layer);
+}
+
 /* What enters layer l: the output of the layer before it, or of the encoder (or of the stage before). */
 static floatX *layer_input(const GPT2 *m, int l) {
     return l > m->layer_begin ? gpt2_acts(m, l - 1).residual3 : gpt2_acts(m, l).encoded;
@@ -21,6 +25,7 @@ static floatX *layer_input(const GPT2 *m, int l) {
 
 void gpt2_forward(GPT2 *m, const int32_t *tokens) {
     GPT2_DIMS(m);
+    layer_needed(m, -1);
     if (m->layer_begin == 0) {
         Params p = gpt2_params(m, m->params, 0);
         encoder_forward(gpt2_acts(m, 0).encoded, tokens, p.wte, p.wpe, B, T, C);
@@ -29,6 +34,7 @@ void gpt2_forward(GPT2 *m, const int32_t *tokens) {
         Params p = gpt2_params(m, m->params, l);
         Acts a = gpt2_acts(m, l);
         floatX *x = layer_input(m, l);
+        layer_needed(m, l);
 
         layernorm_forward(a.ln, a.ln1_mean, a.ln1_rstd, x, p.ln1w, p.ln1b, N, C);
         matmul_forward(a.qkv, a.ln, p.qkvw, p.qkvb, NULL, N, C, 3 * C);

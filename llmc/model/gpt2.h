@@ -70,6 +70,8 @@ typedef struct {
     /* The gradients of this layer (-1: of the MODEL tensors) are complete; called in the order L-1 .. 0, -1.
      */
     void (*layer_done)(void *ctx, int layer);
+    /* The parameters of this layer (-1: the MODEL tensors) are about to be read by the forward. */
+    void (*layer_needed)(void *ctx, int layer);
     /* Tensor parallelism: sum x (n) over the ranks that hold parts of one matmul, in the forward and
      * backward. */
     void (*tp_sum)(void *ctx, floatX *x, size_t n);
@@ -85,6 +87,7 @@ typedef struct {
     floatX *params, *grads; /* param_count each; grads is NULL for inference */
     void *acts;
     size_t param_count, acts_bytes;
+    bool borrowed; /* params and grads belong to someone else */
 } GPT2;
 
 /* Bytes that gpt2_init allocates (training: gradients too); the optimizer's are adamw_bytes. */
@@ -92,6 +95,8 @@ size_t gpt2_bytes(const GPT2Config *config, size_t B, size_t T, size_t head_rows
 /* Allocates; all zero. B, T, head_rows >= 1; head_rows is cut to B*T. */
 bool gpt2_init(GPT2 *m, const GPT2Config *config, size_t B, size_t T, size_t head_rows, bool training,
                Error *err);
+/* From now on the parameters and gradients (param_count each, zero, device memory) are these, which stay their owner's. */
+void gpt2_use_arrays(GPT2 *m, floatX *params, floatX *grads);
 void gpt2_free(GPT2 *m);
 /* Weights as GPT-2's: a function of the seed and the shape alone. */
 void gpt2_init_weights(GPT2 *m, uint64_t seed);

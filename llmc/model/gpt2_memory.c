@@ -165,9 +165,21 @@ bool gpt2_init(GPT2 *m, const GPT2Config *config, size_t B, size_t T, size_t hea
                      1e-9 * (double)gpt2_bytes(config, B, T, head_rows, training));
 }
 
-void gpt2_free(GPT2 *m) {
+static void free_arrays(GPT2 *m) {
+    if (m->borrowed) return;
     device_free(m->params, m->param_count * sizeof(floatX));
     device_free(m->grads, m->param_count * sizeof(floatX));
+}
+
+void gpt2_use_arrays(GPT2 *m, floatX *params, floatX *grads) {
+    free_arrays(m);
+    m->params = params;
+    m->grads = grads;
+    m->borrowed = true;
+}
+
+void gpt2_free(GPT2 *m) {
+    free_arrays(m);
     device_free(m->acts, m->acts_bytes);
     *m = (GPT2){0};
 }

@@ -7,18 +7,14 @@
 #include <math.h>
 #include <stdlib.h>
 
-bool evaluate_loss(GPT2 *m, Loader *loader, int32_t *host, int32_t *device, uint64_t batches, double *loss,
-                   Error *err) {
+bool evaluate_batch(GPT2 *m, Loader *loader, int32_t *host, int32_t *device, uint64_t number, double *sum,
+                    Error *err) {
     size_t n = m->B * m->T;
-    double sum = 0;
-    for (uint64_t i = 0; i < batches; i++) {
-        if (!loader_batch(loader, i * m->B, (int)m->B, host, host + n, err)) return false;
-        device_write(device, host, 2 * n * sizeof *host);
-        gpt2_forward(m, device);
-        gpt2_loss(m, device + n, 0);
-        sum += gpt2_loss_sum(m);
-    }
-    *loss = sum / ((double)batches * (double)n);
+    if (!loader_batch(loader, number * m->B, (int)m->B, host, host + n, err)) return false;
+    device_write(device, host, 2 * n * sizeof *host);
+    gpt2_forward(m, device);
+    gpt2_loss(m, device + n, 0);
+    *sum += gpt2_loss_sum(m);
     return true;
 }
 
@@ -31,7 +27,7 @@ uint64_t evaluate_batches(const Loader *loader, size_t B, int wanted) {
 static bool validation(Trained *t, const Options *o, Error *err) {
     GPT2 *m = &t->model;
     size_t bytes = 2 * m->B * m->T * sizeof(int32_t);
-    double loss;
+    double sum = 0;
     bool ok = false;
     int32_t *host = malloc(bytes), *device = device_alloc(bytes);
     Loader *loader = loader_open(o->val_data, (int)m->T, 0, false, m->config.vocab, err);
@@ -45,10 +41,11 @@ static bool validation(Trained *t, const Options *o, Error *err) {
         goto out;
     }
     uint64_t batches = evaluate_batches(loader, m->B, o->eval_batches);
-    ok = evaluate_loss(m, loader, host, device, batches, &loss, err);
-    if (ok)
-        printf("val loss %.6f  perplexity %.4f  tokens %llu\n", loss, exp(loss),
-               (unsigned long long)(batches * m->B * m->T));
+    for (uint64_t i = 0; i < batches; i++)
+        if (!evaluate_batch(m, loader, host, device, i, &sum, err)) goto out;
+    double tokens = (double)batches * (double)(m->B * m->T);
+    printf("val loss %.6f  perplexity %.4f  tokens %.0f\n", sum / tokens, exp(sum / tokens), tokens);
+    ok = true;
 out:
     loader_close(loader);
     device_free(device, bytes);

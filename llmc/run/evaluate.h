@@ -9,10 +9,10 @@
  * ones. */
 uint64_t evaluate_batches(const Loader *loader, size_t B, int wanted);
 
-/* Mean loss per token over the first `batches` batches, which are always the same ones. host and device: room for
+/* Adds the losses of all tokens of batch `number`, always the same sequences, to *sum. host and device: room for
  * inputs and targets of one batch, (2,B,T). */
-bool evaluate_loss(GPT2 *m, Loader *loader, int32_t *host, int32_t *device, uint64_t batches, double *loss,
-                   Error *err);
+bool evaluate_batch(GPT2 *m, Loader *loader, int32_t *host, int32_t *device, uint64_t number, double *sum,
+                    Error *err);
 
 /* --val-data: mean loss and perplexity; --hellaswag: accuracy. To stdout. */
 bool evaluate_run(const Options *options, Error *err);

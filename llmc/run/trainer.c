@@ -64,6 +64,10 @@ static bool open_validation_data(Trainer *t, Error *err) {
 
 /* --- sizes --- */
 
+uint64_t trainer_step_tokens(const Trainer *t) {
+    return t->B * t->T * (uint64_t)t->micro_batches * (uint64_t)t->size;
+}
+
 /* A size given beside --init has to be the model's own. */
 static bool check_init_sizes(const Options *o, const GPT2Config *model, Error *err) {
     const struct {
@@ -88,11 +92,12 @@ static bool choose_batch(Trainer *t, const GPT2Config *config, Error *err) {
     if (t->T > (size_t)config->context)
         return error_set(err, "--sequence %zu is longer than the model's context of %d tokens", t->T,
                          config->context);
-    int64_t batch = (int64_t)(t->B * t->T), total = o->total_batch ? o->total_batch : batch;
+    int64_t batch = (int64_t)(t->B * t->T) * t->size, total = o->total_batch ? o->total_batch : batch;
     if (total % batch)
         return error_set(
-            err, "--total-batch %lld is not a multiple of batch size %zu x sequence %zu = %lld tokens",
-            (long long)total, t->B, t->T, (long long)batch);
+            err,
+            "--total-batch %lld is not a multiple of batch size %zu x sequence %zu x ranks %d = %lld tokens",
+            (long long)total, t->B, t->T, t->size, (long long)batch);
     if (total / batch > 1 << 20)
         return error_set(err, "--total-batch %lld is %lld batches a step (raise --batch-size)",
                          (long long)total, (long long)(total / batch));
@@ -104,10 +109,13 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
     const Options *o = t->options;
     size_t n = gpt2_param_count(config), params = n * sizeof(floatX);
     size_t model = gpt2_bytes(config, t->B, t->T, (size_t)o->head_rows, true);
-    double needed = (double)(model + adamw_bytes(n)), available = machine_available_bytes();
+    double optimizer =
+        (double)adamw_bytes(n) / t->size; /* and, to save a run of many ranks, all of it once more */
+    if (t->size > 1 && *o->run) optimizer += (double)adamw_bytes(n);
+    double needed = (double)model + optimizer, available = machine_available_bytes();
     log_info("memory      %.2f GB: parameters %.2f, gradients %.2f, optimizer %.2f, activations %.2f; %.1f "
              "GB free",
-             1e-9 * needed, 1e-9 * (double)params, 1e-9 * (double)params, 1e-9 * (double)adamw_bytes(n),
+             1e-9 * needed, 1e-9 * (double)params, 1e-9 * (double)params, 1e-9 * optimizer,
              1e-9 * (double)(model - 2 * params), 1e-9 * available);
     if (available == 0 || needed < available) return true;
     return error_set(err,
@@ -125,12 +133,8 @@ static void list_records(Trainer *t, RunRecord records[NUM_RECORDS]) {
     records[0] = (RunRecord){"config", &t->model.config, sizeof t->model.config, false};
     records[1] = (RunRecord){"progress", &t->progress, sizeof t->progress, false};
     records[2] = (RunRecord){"params", t->model.params, n * sizeof(floatX), true};
-    records[3] = (RunRecord){"adamw_m", t->optimizer.m, n * sizeof(float), true};
-    records[4] = (RunRecord){"adamw_v", t->optimizer.v, n * sizeof(float), true};
-}
-
-static uint64_t step_tokens(const Trainer *t) {
-    return t->B * t->T * (uint64_t)t->micro_batches;
+    records[3] = (RunRecord){"adamw_m", t->full_m ? t->full_m : t->optimizer.m, n * sizeof(float), true};
+    records[4] = (RunRecord){"adamw_v", t->full_v ? t->full_v : t->optimizer.v, n * sizeof(float), true};
 }
 
 bool trainer_save(Trainer *t, Error *err) {
@@ -138,7 +142,12 @@ bool trainer_save(Trainer *t, Error *err) {
     RunRecord records[NUM_RECORDS];
     t->progress.adamw_step = t->optimizer.step;
     t->progress.seed = (uint64_t)t->options->seed;
-    t->progress.step_tokens = step_tokens(t);
+    t->progress.step_tokens = trainer_step_tokens(t);
+    if (!data_parallel_wait(&t->parallel, err)) return false;
+    if (t->size > 1 && (!data_parallel_collect(&t->parallel, t->optimizer.m, t->full_m, err) ||
+                        !data_parallel_collect(&t->parallel, t->optimizer.v, t->full_v, err)))
+        return false;
+    if (t->rank != 0) return true;
     list_records(t, records);
     return run_state_save(t->options->run, records, NUM_RECORDS, err);
 }
@@ -163,12 +172,16 @@ static bool resume(Trainer *t, Error *err) {
     if (!check_same_model(t, err)) return false;
     if (!run_state_load(t->options->run, records, NUM_RECORDS, err)) return false;
     t->model.config.window = window;
+    if (t->size > 1) {
+        data_parallel_pick(&t->parallel, t->full_m, t->optimizer.m);
+        data_parallel_pick(&t->parallel, t->full_v, t->optimizer.v);
+    }
     t->optimizer.step = (int)t->progress.adamw_step;
-    if (t->progress.seed != (uint64_t)t->options->seed || t->progress.step_tokens != step_tokens(t))
+    if (t->progress.seed != (uint64_t)t->options->seed || t->progress.step_tokens != trainer_step_tokens(t))
         log_warn("%s was trained with seed %llu and %llu tokens a step, and goes on with %lld and %llu",
                  t->options->run, (unsigned long long)t->progress.seed,
                  (unsigned long long)t->progress.step_tokens, (long long)t->options->seed,
-                 (unsigned long long)step_tokens(t));
+                 (unsigned long long)trainer_step_tokens(t));
     log_info("resumed     %s at step %lld, %llu tokens", t->options->run, (long long)t->progress.step,
              (unsigned long long)t->progress.tokens);
     return true;
@@ -187,12 +200,26 @@ static bool start_or_resume(Trainer *t, const ModelSource *source, Error *err) {
 
 /* --- opening --- */
 
+static void free_full_moments(Trainer *t) {
+    device_free(t->full_m, t->model.param_count * sizeof(float));
+    device_free(t->full_v, t->model.param_count * sizeof(float));
+    t->full_m = t->full_v = NULL;
+}
+
+static bool allocate_full_moments(Trainer *t, Error *err) {
+    t->full_m = device_alloc(t->model.param_count * sizeof(float));
+    t->full_v = device_alloc(t->model.param_count * sizeof(float));
+    return (t->full_m && t->full_v) || error_set(err, "no memory for the moments of all ranks");
+}
+
 static bool allocate(Trainer *t, const GPT2Config *config, Error *err) {
     const Options *o = t->options;
     const AdamWConfig adamw = {(float)o->beta1, (float)o->beta2, (float)o->epsilon, (float)o->weight_decay};
     size_t bytes = 2 * t->B * t->T * sizeof(int32_t);
     if (!gpt2_init(&t->model, config, t->B, t->T, (size_t)o->head_rows, true, err)) return false;
-    if (!adamw_init(&t->optimizer, &adamw, 0, t->model.param_count, err)) return false;
+    if (!data_parallel_open(&t->parallel, t->comm, &t->model, err)) return false;
+    if (!adamw_init(&t->optimizer, &adamw, t->parallel.shares, t->parallel.buckets, err)) return false;
+    if (t->size > 1 && *o->run && !allocate_full_moments(t, err)) return false;
     t->host_tokens = malloc(bytes);
     t->tokens = device_alloc(bytes);
     if (!t->host_tokens || !t->tokens) return error_set(err, "no memory for the batch of %zu bytes", bytes);
@@ -243,13 +270,14 @@ static bool open_all(Trainer *t, const ModelSource *source, Error *err) {
     log_info("model       %d layers, %d heads, %d channels, context %d, vocabulary %d: %.2f M parameters",
              config.layers, config.heads, config.channels, config.context, config.vocab,
              1e-6 * (double)gpt2_param_count(&config));
-    log_info("batch       %zu x %zu tokens, %d a step: %zu tokens", t->B, t->T, t->micro_batches,
-             t->B * t->T * (size_t)t->micro_batches);
+    log_info("batch       %zu x %zu tokens on each of %d rank%s, %d a step: %llu tokens", t->B, t->T, t->size,
+             t->size == 1 ? "" : "s", t->micro_batches, (unsigned long long)trainer_step_tokens(t));
     if (!check_memory(t, &config, err) || !allocate(t, &config, err) || !open_validation_data(t, err))
         return false;
     t->progress.val_loss = NAN;
     if (!start_or_resume(t, source, err)) return false;
-    if (o->sample_every && t->tokenizer) {
+    if (t->rank != 0) free_full_moments(t);
+    if (o->sample_every && t->tokenizer && t->rank == 0) {
         if (!generator_init(&t->generator, &t->model, WEIGHT_FP32, err)) return false;
         t->has_generator = true;
     }
@@ -258,8 +286,8 @@ static bool open_all(Trainer *t, const ModelSource *source, Error *err) {
     return true;
 }
 
-bool trainer_open(Trainer *t, const Options *options, Error *err) {
-    *t = (Trainer){.options = options};
+bool trainer_open(Trainer *t, const Options *options, Comm *comm, Error *err) {
+    *t = (Trainer){.options = options, .comm = comm, .rank = comm_rank(comm), .size = comm_size(comm)};
     ModelSource source;
     bool given = *options->init;
     if (given && !model_source_open(&source, options->init, err)) return false;
@@ -273,7 +301,9 @@ void trainer_close(Trainer *t) {
     if (t->has_generator) generator_free(&t->generator);
     device_free(t->tokens, 2 * t->B * t->T * sizeof(int32_t));
     free(t->host_tokens);
+    free_full_moments(t);
     adamw_free(&t->optimizer);
+    data_parallel_close(&t->parallel);
     gpt2_free(&t->model);
     tokenizer_close(t->tokenizer);
     loader_close(t->val_loader);
@@ -283,8 +313,9 @@ void trainer_close(Trainer *t) {
 
 /* --- between steps --- */
 
-bool trainer_load_batch(Trainer *t, uint64_t first, Error *err) {
+bool trainer_load_batch(Trainer *t, int number, Error *err) {
     size_t n = t->B * t->T;
+    uint64_t first = t->progress.samples + ((uint64_t)number * (uint64_t)t->size + (uint64_t)t->rank) * t->B;
     if (!loader_batch(t->train_loader, first, (int)t->B, t->host_tokens, t->host_tokens + n, err))
         return false;
     device_write(t->tokens, t->host_tokens, 2 * n * sizeof(int32_t));
@@ -296,11 +327,17 @@ bool trainer_evaluate(Trainer *t, double *loss, Error *err) {
     measure_peak(t, 0.02);
     if (!t->val_loader) return true;
     uint64_t batches = evaluate_batches(t->val_loader, t->B, t->options->eval_batches);
-    return evaluate_loss(&t->model, t->val_loader, t->host_tokens, t->tokens, batches, loss, err);
+    double sum = 0;
+    for (uint64_t i = (uint64_t)t->rank; i < batches; i += (uint64_t)t->size)
+        if (!evaluate_batch(&t->model, t->val_loader, t->host_tokens, t->tokens, i, &sum, err)) return false;
+    if (!data_parallel_sum(&t->parallel, &sum, 1, err)) return false;
+    *loss = sum / ((double)batches * (double)(t->B * t->T));
+    return true;
 }
 
 void trainer_show_sample(Trainer *t) {
-    if (!t->has_generator) return;
+    Error ignored; /* a failed wait is said by the next step */
+    if (!t->has_generator || !data_parallel_wait(&t->parallel, &ignored)) return;
     const SampleConfig config = {.temperature = 0.8, .top_p = 1, .seed = (uint64_t)t->options->seed};
     generator_repack(&t->generator);
     printf("--- sample at step %lld ---\n", (long long)t->progress.step);

@@ -9,6 +9,7 @@
 #include "model/adamw.h"
 #include "model/generate.h"
 #include "model/schedule.h"
+#include "run/data_parallel.h"
 #include "run/outlier.h"
 
 /* What, besides the tensors, makes a continuation bit-identical. Plain data, saved as it is. */
@@ -27,7 +28,10 @@ typedef struct {
 
 typedef struct {
     const Options *options;
+    Comm *comm;
+    int rank, size;
     GPT2 model;
+    DataParallel parallel;
     AdamW optimizer;
     Schedule schedule;
     Loader *train_loader, *val_loader; /* val_loader NULL: no validation */
@@ -35,10 +39,12 @@ typedef struct {
     Generator generator;
     bool has_generator;
     size_t B, T;
-    int micro_batches;         /* of one step */
+    int micro_batches;         /* of one step, on each rank */
     int32_t *host_tokens;      /* inputs and targets of one batch, (2,B,T) */
     int32_t *tokens, *targets; /* the same on the device */
     TrainerProgress progress;
+    float *full_m,
+        *full_v; /* the moments of all shares (param_count), to save and resume; NULL where not needed */
     double peak_flops;
 } Trainer;
 
@@ -46,16 +52,20 @@ typedef struct {
 typedef struct {
     double loss, norm, learning_rate, seconds;
     double loss_z, norm_z;
-    bool skipped; /* the update was left out as an outlier */
+    bool skipped;    /* the update was left out as an outlier */
+    bool save, stop; /* a signal asked for it, on any rank */
 } StepResult;
 
 /* Chooses the model, opens data and tokenizer, allocates, initialises or resumes; says what it did. Refuses what
  * cannot work (unknown vocabulary, too little memory, a run folder of another model) before anything is written. */
-bool trainer_open(Trainer *t, const Options *options, Error *err);
+bool trainer_open(Trainer *t, const Options *options, Comm *comm, Error *err);
 void trainer_close(Trainer *t);
 
-/* The batch of training sequences from sample `first`, onto the device. */
-bool trainer_load_batch(Trainer *t, uint64_t first, Error *err);
+/* This rank's batch of training sequences, the `number`-th of the step, onto the device. */
+bool trainer_load_batch(Trainer *t, int number, Error *err);
+
+/* Tokens of one step, on all ranks. */
+uint64_t trainer_step_tokens(const Trainer *t);
 
 /* Mean loss over eval_batches batches of the validation data, always the same ones; NaN without validation data. */
 bool trainer_evaluate(Trainer *t, double *loss, Error *err);
