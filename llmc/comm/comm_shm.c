@@ -8,6 +8,7 @@
  * In each of them an element is added in the order of ranks, so the bits are the same whichever way was taken. */
 #include "comm/shm_group.h"
 #include "comm/shm_reduce.h"
+#include <stdio.h>
 #include <string.h>
 
 enum { CHUNK_BYTES_MIN = 8 << 10, CHUNK_BYTES_MAX = 256 << 10, CHUNKS_PER_RANK = 8 };
@@ -283,8 +284,9 @@ static bool usable(const CommGroup *group, Error *err) {
 }
 
 static void describe(const CommGroup *group, char *out, size_t size) {
-    snprintf(out, size, "shared memory of %d ranks on %s, zero-copy between buffers of comm_alloc",
-             group->size, control_host(group->control, group->world[group->rank]));
+    const Shm *shm = group->state;
+    snprintf(out, size, "zero-copy between buffers of comm_alloc%s",
+             shm->crowded ? ", more ranks than processors" : "");
 }
 
 const CommBackend comm_backend_shm = {.name = "shm",

@@ -177,44 +177,55 @@ static bool allocate_scratch(Shm *shm, size_t n) {
     return shm->from && shm->to && shm->offsets;
 }
 
+/* On the first rank: new memory that holds the group's key. */
+static bool make_memory(CommGroup *group, uint64_t key, ShmFile *file, Error *err) {
+    Shm *shm = group->state;
+    void *memory;
+    if (!shm_file_make(file, shm->memory_bytes, false, err)) return false;
+    if (shm_file_map(&memory, file, shm->memory_bytes, false, err)) {
+        lay_out(shm, memory, (size_t)group->size);
+        shm->head->key = key;
+        return true;
+    }
+    shm_file_close(file);
+    return false;
+}
+
+/* On the others: the first rank's. */
+static bool map_memory(CommGroup *group, uint64_t key, const ShmFile *file, Error *err) {
+    Shm *shm = group->state;
+    void *memory;
+    if (file->descriptor < 0)
+        return error_set(err, "rank %d has no shared memory for the group", group->world[0]);
+    if (!shm_file_map(&memory, file, shm->memory_bytes, false, err)) return false;
+    lay_out(shm, memory, (size_t)group->size);
+    return shm->head->key == key ||
+           error_set(
+               err, "process %d shares other memory (are the ranks in different containers? then --comm=mpi)",
+               (int)file->process);
+}
+
 bool shm_group_open(CommGroup *group, Error *err) {
-    const size_t n = (size_t)group->size;
     const uint64_t key = group_key(group);
+    const bool leads = group->rank == 0;
     ShmFile own = {0, -1}, file;
     ShmBox *box = NULL;
-    void *memory = NULL;
-    bool done = false;
     Error ignored;
     Shm *shm = group->state = calloc(1, sizeof *shm);
+    CHECK(shm && allocate_scratch(shm, (size_t)group->size));
+    lay_out(shm, NULL, (size_t)group->size);
     pthread_mutex_lock(&first_lock);
-    CHECK(shm && allocate_scratch(shm, n));
-    lay_out(shm, NULL, n);
-    /* Without memory the leader still tells the others, which wait for it. */
-    bool made = group->rank != 0 || shm_file_make(&own, shm->memory_bytes, false, err);
+    /* If the first rank has no memory, it still tells the others, which wait for it. */
+    bool made = !leads || make_memory(group, key, &own, err);
     file = own;
-    if (!find_leader(group, key, &file, &box, made ? err : &ignored) || !made) goto out;
-    if (file.descriptor < 0) {
-        error_set(err, "rank %d has no shared memory for the group", group->world[0]);
-        goto out;
-    }
-    if (!shm_file_map(&memory, &file, shm->memory_bytes, false, err)) {
+    bool done = find_leader(group, key, &file, &box, made ? err : &ignored) && made;
+    if (done && !leads && !map_memory(group, key, &file, err)) {
+        done = false;
         control_abort(group->control, err->text); /* the others are about to wait for this rank */
-        goto out;
     }
-    lay_out(shm, memory, n);
-    if (group->rank == 0) shm->head->key = key;
-    if (!say_hello(group, err)) goto out;
-    if (shm->head->key != key) {
-        error_set(err,
-                  "process %d has other memory under that number (are the ranks of one host in different "
-                  "containers? then --comm=mpi)",
-                  (int)file.process);
-        goto out;
-    }
-    if (!first_group) first_group = group;
-    done = true;
-out:
-    if (group->rank == 0 && box) atomic_store(&box->key, 0);
+    done = done && say_hello(group, err);
+    if (done && !first_group) first_group = group;
+    if (leads && box) atomic_store(&box->key, 0);
     pthread_mutex_unlock(&first_lock);
     shm_file_close(&own);
     if (!done) shm_group_close(group);

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static const size_t HUGE_BYTES = 2 << 20;
@@ -57,6 +58,15 @@ bool shm_file_map(void **data, const ShmFile *file, size_t bytes, bool touch, Er
             err,
             "shared memory of process %d: %s (are the ranks of one host in different containers, or of "
             "different users? then --comm=mpi)",
+            (int)file->process, path);
+        goto out;
+    }
+    struct stat status;
+    if (fstat(fd, &status) || (uint64_t)status.st_size != bytes) {
+        error_set(
+            err,
+            "shared memory of process %d: %s is something else (are the ranks in different containers? then "
+            "--comm=mpi)",
             (int)file->process, path);
         goto out;
     }
