@@ -257,8 +257,8 @@ up_clos() {
         echo -e "addr add 10.99.0.$((i + 1))/24 dev uplink\nlink set uplink up" | ip -n "$lab$i" -batch -
         shape "$lab$i" uplink "$rate"
         shape "$lab-switch" "s$i" "$rate"
-        ((hosts > 1)) && echo "address $i +x 10.99.0.$((i + 1))" >>"$state/topology"
-        ((hosts > 2)) && echo "address $i -x 10.99.0.$((i + 1))" >>"$state/topology"
+        ((hosts == 1)) || echo "address $i +x 10.99.0.$((i + 1))" >>"$state/topology"
+        ((hosts <= 2)) || echo "address $i -x 10.99.0.$((i + 1))" >>"$state/topology"
     done
 }
 
