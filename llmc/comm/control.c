@@ -8,6 +8,7 @@
 #include "comm/control.h"
 #include "base/check.h"
 #include "base/log.h"
+#include "comm/comm_mpi.h"
 #include "comm/rendezvous.h"
 #include <errno.h>
 #include <poll.h>
@@ -452,6 +453,7 @@ void control_close(Control *c) {
         if (write(c->wake, &(uint64_t){1}, sizeof(uint64_t)) < 0) CHECK(errno == EAGAIN);
         pthread_join(c->thread, NULL);
     }
+    if (!c->failed) mpi_finish_at_exit();
     for (int i = 0; i < c->link_count; i++) {
         if (c->links && c->links[i].fd >= 0) close_softly(c->links[i].fd);
         if (c->links) free(c->links[i].body);

@@ -106,18 +106,17 @@ bool control_place(ControlPlace *place, Error *err) {
     return true;
 }
 
-/* The first host of srun's list: "node[03-07,9],other" -> "node03". */
+/* The first host of srun's list, where its rank 0 is unless told otherwise: "node[03-07,9],other" -> "node03". */
 static bool first_host(char *out, size_t size) {
     const char *list = getenv("SLURM_STEP_NODELIST");
+    bool inside = false;
     size_t n = 0;
-    if (!list) return false;
-    for (; *list && *list != ',' && n + 1 < size; list++) {
-        if (*list == '[') continue;
-        if (*list == ']' ||
-            (*list == '-' && strchr(list, ']') && n && isdigit((unsigned char)list[1]) &&
-             memchr(getenv("SLURM_STEP_NODELIST"), '[', (size_t)(list - getenv("SLURM_STEP_NODELIST")))))
-            break;
-        out[n++] = *list;
+    for (; list && *list && *list != ',' && *list != ']' && n + 1 < size; list++) {
+        if (inside && *list == '-') break;
+        if (*list == '[')
+            inside = true;
+        else
+            out[n++] = *list;
     }
     out[n] = 0;
     return n > 0;

@@ -3,7 +3,6 @@
 #include "comm/world.h"
 #include "base/check.h"
 #include "base/log.h"
-#include "comm/comm_mpi.h"
 #include <signal.h>
 #include <stdlib.h>
 #include <time.h>
@@ -241,7 +240,6 @@ static bool stop_worker(World *w) {
 
 void world_close(World *w) {
     if (!w || !stop_worker(w)) return;
-    if (w->control && !control_failed(w->control, NULL)) mpi_finish_at_exit();
     control_close(w->control);
     if (w->has_topology) topology_close(&w->topology);
     pthread_cond_destroy(&w->work);
