@@ -13,6 +13,7 @@
 #include "comm/torus.h"
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 enum { POLL_MILLISECONDS = 10 };
 
@@ -96,6 +97,20 @@ static int torus_unheard(const Torus *t, double seconds) {
     return -1;
 }
 
+/* A message about a dead wire. That the connection closes is none: a rank that has completed everything leaves. */
+static bool torus_alarmed(Torus *t, const struct pollfd *polls) {
+    bool alarmed = false;
+    int kept = 0;
+    for (int i = 0, n = t->alarms; i < n; i++) {
+        char byte;
+        ssize_t k = polls[i].revents ? recv(polls[i].fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) : -1;
+        if (k != 0) t->alarm_fd[kept++] = polls[i].fd;
+        alarmed |= k > 0;
+    }
+    t->alarms = kept;
+    return alarmed;
+}
+
 TorusStatus torus_run(Torus *t, Error *err) {
     double moved_at = log_seconds(), unheard_seconds = t->group->timeout_seconds * 0.15;
     for (;;) {
@@ -119,8 +134,7 @@ TorusStatus torus_run(Torus *t, Error *err) {
         int n = torus_polls(t, t->polls);
         CHECK_OP(n, <=, TORUS_POLLS_MAX + t->alarms);
         poll(t->polls, (nfds_t)n, POLL_MILLISECONDS);
-        for (int i = n - t->alarms; i < n; i++)
-            if (t->polls[i].revents & POLLIN) return TORUS_ALARM;
+        if (torus_alarmed(t, t->polls + n - t->alarms)) return TORUS_ALARM;
         double waited = log_seconds() - moved_at;
         if (waited < POLL_MILLISECONDS * 1e-3) continue;
         if (comm_group_failed(t->group, err)) return TORUS_FAILED;

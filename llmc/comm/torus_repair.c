@@ -77,6 +77,8 @@ static void decision_add(RepairMessage *decision, const RepairMessage *report) {
 
 static bool agree(Torus *t, RepairMessage *mine, RepairMessage *decision, Error *err) {
     RepairMessage stop = {.kind = REPAIR_STOP}, report;
+    if (t->alarms < (t->group->rank ? 1 : t->group->size - 1))
+        return comm_group_fault(t->group, t->broken_peer, "a wire died while ranks were leaving", err);
     if (t->group->rank) {
         if (!message_move(t, t->alarm_fd[0], mine, true, err)) return false;
         do {
