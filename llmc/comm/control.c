@@ -423,15 +423,20 @@ out:
     return true;
 }
 
-/* What is still to be read would make close() reset the connection, and the goodbye with it: read it first. */
-static void close_softly(int fd) {
+/* What is still to be read would make close() reset the connections, and perhaps the last words with them: say that no
+ * more will come, and read until the other side closes too. */
+static void close_softly(Control *c, double seconds) {
     char scratch[256];
-    shutdown(fd, SHUT_WR);
-    for (double until = log_seconds() + 0.5; log_seconds() < until;) {
-        struct pollfd p = {.fd = fd, .events = POLLIN};
-        if (poll(&p, 1, 50) > 0 && recv(fd, scratch, sizeof scratch, MSG_DONTWAIT) <= 0) break;
+    double until = log_seconds() + seconds;
+    for (int i = 0; i < c->link_count; i++)
+        if (c->links[i].fd >= 0) shutdown(c->links[i].fd, SHUT_WR);
+    for (int i = 0; i < c->link_count; i++) {
+        struct pollfd p = {.fd = c->links[i].fd, .events = POLLIN};
+        if (p.fd < 0) continue;
+        while (log_seconds() < until)
+            if (poll(&p, 1, 10) > 0 && recv(p.fd, scratch, sizeof scratch, MSG_DONTWAIT) <= 0) break;
+        close(p.fd);
     }
-    close(fd);
 }
 
 static bool all_left(const Control *c) {
@@ -454,8 +459,8 @@ void control_close(Control *c) {
         pthread_join(c->thread, NULL);
     }
     if (!c->failed) mpi_finish_at_exit();
+    if (c->links) close_softly(c, c->failed ? 0.05 : 0.5);
     for (int i = 0; i < c->link_count; i++) {
-        if (c->links && c->links[i].fd >= 0) close_softly(c->links[i].fd);
         if (c->links) free(c->links[i].body);
         if (c->parts) free(c->parts[i].data);
     }
