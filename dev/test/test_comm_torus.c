@@ -1,7 +1,7 @@
 /* Tests of the torus backend: real processes, every shape, type and operation against sums known beforehand. */
 #define _GNU_SOURCE
 #include "base/rng.h"
-#include "comm/comm.h"
+#include "comm/torus.h"
 #include "comm_lab.h"
 #include "test.h"
 
@@ -128,10 +128,10 @@ static int run_shape(const char *topology) {
     return failed;
 }
 
-static void test_shape(int size, const char *topology) {
+static void test_ranks(int size, const char *name, const char *topology) {
     Lab lab;
     char text[LAB_LINE_BYTES];
-    lab_start(&lab, size, 0, "shape", topology);
+    lab_start(&lab, size, 0, name, topology);
     lab_finish(&lab, 60);
     TEST_CHECK(!lab.timed_out, "%d ranks, '%s': still running after 60 s", size, topology);
     for (int r = 0; r < size; r++)
@@ -143,9 +143,104 @@ static void test_shape(int size, const char *topology) {
     lab_clean(&lab);
 }
 
+static void test_shape(int size, const char *topology) {
+    test_ranks(size, "shape", topology);
+}
+
+/* Shapes that only a file says. */
+static void test_shape_file(int size, const char *text) {
+    char path[] = "/tmp/test_torus.XXXXXX", spec[64];
+    int fd = mkstemp(path);
+    TEST_CHECK(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text), "%s", path);
+    close(fd);
+    snprintf(spec, sizeof spec, "file:%s", path);
+    test_shape(size, spec);
+    unlink(path);
+}
+
+/* --- faults --- */
+
+/* A group made by hand, to reach the backend: rank 1 loses its wire to rank 0 at the third of six operations. */
+static int run_break(const char *spec) {
+    enum { ROUNDS = 6 };
+    static int32_t data[ELEMENTS_MAX];
+    static int world[64];
+    Topology topology;
+    CommGroup group = {
+        .world = world, .timeout_seconds = 10, .backend = &comm_backend_torus, .topology = &topology};
+    Error err;
+    RANK_CHECK(control_open(&group.control, 10, &err), "%s\n", err.text);
+    group.rank = control_rank(group.control);
+    group.size = control_size(group.control);
+    for (int r = 0; r < group.size; r++) world[r] = r;
+    RANK_CHECK(topology_open(&topology, spec, group.size, &err), "%s\n", err.text);
+    RANK_CHECK(comm_backend_torus.open(&group, &err), "%s\n", err.text);
+    for (int round = 0; round < ROUNDS; round++) {
+        size_t count = round % 2 ? 100 : ELEMENTS_MAX;
+        for (size_t i = 0; i < count; i++) data[i] = value(group.rank, i + (size_t)round);
+        group.header = (CommHeader){.operation = OPERATION_ALL_REDUCE,
+                                    .type = COMM_INT32,
+                                    .op = COMM_SUM,
+                                    .sequence = (uint64_t)round + 1,
+                                    .bytes = count * sizeof *data};
+        if (round == 2 && group.rank == 1) torus_break_wire(&group, 0);
+        RANK_CHECK(comm_backend_torus.all_reduce(&group, data, count, COMM_INT32, COMM_SUM, &err), "%s\n",
+                   err.text);
+        for (size_t i = 0; i < count; i++)
+            RANK_CHECK(data[i] == reduced(group.size, i + (size_t)round, COMM_SUM), "round %d is wrong\n",
+                       round);
+    }
+    char all[64], mine = 0;
+    RANK_CHECK(control_all_gather(group.control, &mine, 1, all, &err), "%s\n", err.text);
+    comm_backend_torus.close(&group);
+    topology_close(&topology);
+    control_close(group.control);
+    return 0;
+}
+
+/* Reduces until something happens; rank 0 of the case "mismatch" once another count. */
+static int run_fault(const char *kind) {
+    static float data[ELEMENTS_MAX];
+    CommConfig config = {.backend = "torus", .topology = "torus:2x2", .timeout_seconds = 2};
+    Comm *comm;
+    Error err;
+    RANK_CHECK(comm_open(&comm, &config, &err), "%s\n", err.text);
+    bool differs = !strcmp(kind, "mismatch") && comm_rank(comm) == 0;
+    for (int i = 0;; i++) {
+        size_t count = i % 2 ? 1000 : ELEMENTS_MAX;
+        if (differs && i == 20) count--;
+        if (!comm_wait(comm, comm_all_reduce(comm, data, count, COMM_FP32, COMM_SUM), &err)) break;
+    }
+    fprintf(stderr, "%s\n", err.text);
+    comm_close(comm);
+    return 3;
+}
+
+/* signal: to rank 2 after a while; 0: none. All others must end by themselves, and name `word`. */
+static void test_fault(const char *kind, int signal_number, const char *word, double limit) {
+    Lab lab;
+    char text[LAB_LINE_BYTES];
+    lab_start(&lab, 4, 0, "fault", kind);
+    lab_sleep(1);
+    if (signal_number) kill(lab.pid[2], signal_number);
+    double until = log_seconds() + limit;
+    while (lab_poll(&lab) > (signal_number == SIGSTOP) && log_seconds() < until) lab_sleep(0.01);
+    for (int r = 0; r < 4; r++) {
+        if (signal_number && r == 2) continue;
+        TEST_CHECK(lab.ended[r] > 0 && lab_exit_code(&lab, r) == 3, "%s: rank %d: ended %g, exit %d", kind, r,
+                   lab.ended[r], lab_exit_code(&lab, r));
+        TEST_CHECK(strstr(lab_stderr(&lab, r, text), word), "%s: rank %d does not name %s: %s", kind, r, word,
+                   text);
+    }
+    lab_finish(&lab, 0);
+    lab_clean(&lab);
+}
+
 int main(void) {
     if (lab_is_rank()) {
         if (!strcmp(lab_case(), "shape")) return run_shape(lab_argument());
+        if (!strcmp(lab_case(), "break")) return run_break(lab_argument());
+        if (!strcmp(lab_case(), "fault")) return run_fault(lab_argument());
         return 2;
     }
     test_shape(1, "");
@@ -161,5 +256,19 @@ int main(void) {
     test_shape(8, "");
     test_shape(12, "torus:3x4");
     test_shape(16, "torus:2x2x2x2");
+    test_shape_file(4, "torus 4 wrap 0\n");
+    test_shape_file(6, "torus 3x2 wrap 01\n");
+    test_shape_file(9, "torus 3x3 wrap 00\n");
+    test_shape_file(8, "torus 4x2 wrap 11\nlink 1,0 +x down\n");
+    test_shape_file(8, "torus 2x2x2 wrap 111\nlink 0,0,0 +x down\n");
+    test_shape_file(8, "torus 8 wrap 1\nlink 3 +x down\n");
+    test_shape(27, "torus:3x3x3");
+    test_ranks(8, "break", "torus:2x2x2");
+    test_ranks(8, "break", "torus:4x2");
+    test_ranks(9, "break", "torus:3x3");
+    test_ranks(5, "break", "ring:5");
+    test_fault("kill", SIGKILL, "rank 2", 3);
+    test_fault("stop", SIGSTOP, "rank 2", 6);
+    test_fault("mismatch", 0, "rank 0", 6);
     return test_end("comm_torus");
 }

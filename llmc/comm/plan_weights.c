@@ -317,7 +317,7 @@ static void plan_weigh_flat(Plan *plan) {
     plan->colours = 1;
     *c = (PlanColour){.phases = plan->axes, .direction = 1, .cycle = -1, .weight = 1};
     for (int a = 0; a < plan->axes; a++) c->axis[a] = a;
-    if (plan->axes) plan->seconds_per_byte = (double)(plan->size - 1) / plan->size / plan->bandwidth[0];
+    if (plan->size > 1) plan->seconds_per_byte = (double)(plan->size - 1) / plan->size / plan->bandwidth[0];
 }
 
 bool plan_weigh(Plan *plan, Error *err) {
