@@ -380,7 +380,7 @@ bool torus_prepare(Torus *t, const TorusCall *call, Error *err) {
     case OPERATION_SEND:
     case OPERATION_RECV: break;
     }
-    CHECK(!"a collective");
+    CHECK(false); /* only collectives come here */
     return false;
 }
 

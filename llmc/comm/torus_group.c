@@ -10,7 +10,7 @@
 Port *torus_port(Torus *t, int peer) {
     for (int i = 0; i < t->ports; i++)
         if (t->port[i].peer == peer) return &t->port[i];
-    CHECK(!"a neighbour");
+    CHECK(false); /* every peer of a colour is a neighbour */
     return NULL;
 }
 
@@ -18,7 +18,7 @@ Port *colour_port(Torus *t, int colour, int peer) {
     ColourPorts *k = &t->colour[colour];
     for (int i = 0; i < k->ports; i++)
         if (k->port[i].peer == peer) return &k->port[i];
-    CHECK(!"a peer of the colour");
+    CHECK(false); /* the plan has the peer */
     return NULL;
 }
 
