@@ -99,8 +99,13 @@ for line in open(sys.argv[1]):
         row(f"{name}, against Open MPI's ring", ">= 5.5x", f"{ratio:.2f}x", ratio >= 5.5)
     if name == "down":
         t = r["times_us"]
-        speed = statistics.median(t[:5]) / statistics.median(t[-8:])
-        row("2x2x2, a wire cut while it runs: speed after", ">= 62%, < 100%", f"{100 * speed:.1f}%", 0.62 <= speed < 1)
+        at = t.index(max(t))  # when it was cut
+        before, after = t[:at], t[at + 1 :]
+        if min(len(before), len(after)) < 3:
+            row("2x2x2, a wire cut while it runs", ">= 62%", f"cut in iteration {at} of {len(t)}: set CUT_AFTER", False)
+        else:
+            speed = statistics.median(before) / statistics.median(after)
+            row("2x2x2, a wire cut while it runs: speed after", ">= 62%", f"{100 * speed:.1f}%", speed >= 0.62)
         row("the iteration in which it was cut", "completes", f"{max(t) / 1e6:.2f} s", wrong == 0)
     if name == "latency":
         mpi = peers["default"]["min_us"]
