@@ -17,10 +17,11 @@
 typedef struct {
     uint32_t operation; /* CommOperation */
     uint32_t type, op;
-    uint32_t group;    /* number of the group, the same on all its ranks */
-    uint64_t sequence; /* from 1: of the collective operations of the group; SEND, RECV: of those from rank to rank */
-    uint64_t bytes;    /* of all ranks' shares together */
-    uint64_t detail;   /* broadcast: its root; reduce-scatter, all-gather: a hash of the offsets; else 0 */
+    uint32_t group; /* number of the group, the same on all its ranks */
+    uint64_t
+        sequence; /* from 1: of the collective operations of the group; SEND, RECV: of those from rank to rank */
+    uint64_t bytes;  /* of all ranks' shares together */
+    uint64_t detail; /* broadcast: its root; reduce-scatter, all-gather: a hash of the offsets; else 0 */
 } CommHeader;
 
 typedef enum {
@@ -42,8 +43,8 @@ typedef struct {
     Control *control;         /* finding, watching and stopping the other ranks */
     const Topology *topology; /* of the world; never NULL */
     double timeout_seconds;
-    int64_t step;             /* that errors name */
-    CommHeader header;        /* of the operation that runs; all 0 in open and close */
+    int64_t step;      /* that errors name */
+    CommHeader header; /* of the operation that runs; all 0 in open and close */
     const CommBackend *backend;
     void *state; /* the backend's own */
 } CommGroup;
@@ -62,7 +63,8 @@ struct CommBackend {
     bool (*send)(CommGroup *group, const void *data, size_t bytes, int to, Error *err);
     bool (*recv)(CommGroup *group, void *data, size_t bytes, int from, Error *err);
     bool (*barrier)(CommGroup *group, Error *err);
-    void *(*alloc)(CommGroup *group, size_t bytes, Error *err); /* close frees it; NULL member: any memory does */
+    void *(*alloc)(CommGroup *group, size_t bytes,
+                   Error *err); /* close frees it; NULL member: any memory does */
     void (*describe)(const CommGroup *group, char *out, size_t size); /* algorithm and wires; may be NULL */
 };
 
