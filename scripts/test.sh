@@ -94,7 +94,12 @@ run scripts needs "shellcheck git" check_scripts
 for t in $(tests); do run "$t" "build/test/$t"; done
 for t in $(tests); do run "$t-clang" needs clang "build/clang/test/$t"; done
 export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
-for t in $(tests); do run "$t-sanitized" "build/asan/test/$t"; done
+sanitized() { # Open MPI leaves memory behind in modules that are unloaded by then, so leaks are not counted where it runs
+    local options=$ASAN_OPTIONS
+    [ "$1" != test_comm ] || options=detect_leaks=0
+    ASAN_OPTIONS=$options "build/asan/test/$1"
+}
+for t in $(tests); do run "$t-sanitized" sanitized "$t"; done
 qemu() { qemu-aarch64 -L /usr/aarch64-linux-gnu "$@"; }
 for t in matmul kernels attention decode; do run "test_$t-neon" needs qemu-aarch64 qemu "build/neon/test/test_$t"; done
 run test_matmul-openblas build/openblas/test/test_matmul
