@@ -79,7 +79,7 @@ void data_parallel_reduce_next(DataParallel *p) {
     p->reducing = true;
 }
 
-static bool wait_all(DataParallel *p, Error *err) {
+bool data_parallel_wait(DataParallel *p, Error *err) {
     for (int b = 0; b < p->buckets; b++) wait_bucket(p, b);
     if (p->failed) *err = p->error;
     return !p->failed;
@@ -87,11 +87,7 @@ static bool wait_all(DataParallel *p, Error *err) {
 
 bool data_parallel_finish(DataParallel *p, Error *err) {
     p->reducing = false;
-    return wait_all(p, err);
-}
-
-bool data_parallel_wait(DataParallel *p, Error *err) {
-    return wait_all(p, err);
+    return data_parallel_wait(p, err);
 }
 
 double data_parallel_norm_squared(const DataParallel *p) {
