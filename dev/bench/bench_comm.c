@@ -51,7 +51,8 @@ static void usage(FILE *out) {
           "MPI\n"
           "  --json                  one JSON object per line instead of the table\n"
           "  --probe=FILE            measure every wire of the topology at once and write it to FILE\n"
-          "Columns: time and min in us, of the slowest rank (median, least); algbw size/time; busbw as "
+          "Columns: algorithm: what ran; time and min in us, of the slowest rank (median, least); algbw "
+          "size/time; busbw as "
           "nccl-tests has it;\n"
           "share of what the links of --topology allow; most bytes that left over one wire, headers "
           "included.\n",
@@ -199,6 +200,7 @@ typedef struct {
     size_t bytes, count;
     double median_us, min_us, algbw, busbw, share, wire_bytes;
     int wrong; /* -1: not checked */
+    char algorithm[24];
     uint32_t hash;
 } Result;
 
@@ -280,6 +282,7 @@ static bool measure(const Bench *b, Result *r, Error *err) {
         double start = log_seconds();
         if (!run_once(b, r->count, err)) return false;
         double took = log_seconds() - start;
+        snprintf(r->algorithm, sizeof r->algorithm, "%s", comm_last_algorithm(b->comm));
         if (!count_wires(b, &after, err)) return false;
         if (i >= 0) {
             b->times[i] = (float)(1e6 * took);
@@ -313,10 +316,10 @@ static bool measure(const Bench *b, Result *r, Error *err) {
 static void show_header(const Bench *b) {
     printf("# comm_bench: %s, %d ranks, %d iterations after %d; %s\n", b->options->collective, b->size,
            b->options->iterations, b->options->warmup, comm_describe(b->comm));
-    printf("#%12s %12s %9s %5s %11s %11s %8s %8s %7s %7s %11s %9s\n", "size", "count", "type", "redop",
-           "time", "min", "algbw", "busbw", "#wrong", "share", "wire bytes", "hash");
-    printf("#%12s %12s %9s %5s %11s %11s %8s %8s %7s %7s %11s %9s\n", "(B)", "(elements)", "", "", "(us)",
-           "(us)", "(GB/s)", "(GB/s)", "", "", "(B)", "");
+    printf("#%12s %12s %9s %5s %18s %11s %11s %8s %8s %7s %7s %11s %9s\n", "size", "count", "type", "redop",
+           "algorithm", "time", "min", "algbw", "busbw", "#wrong", "share", "wire bytes", "hash");
+    printf("#%12s %12s %9s %5s %18s %11s %11s %8s %8s %7s %7s %11s %9s\n", "(B)", "(elements)", "", "", "",
+           "(us)", "(us)", "(GB/s)", "(GB/s)", "", "", "(B)", "");
 }
 
 static void show_text(const Bench *b, const Result *r) {
@@ -325,14 +328,14 @@ static void show_text(const Bench *b, const Result *r) {
     if (r->wire_bytes > 0) snprintf(wire, sizeof wire, "%.0f", r->wire_bytes);
     if (r->wrong >= 0) snprintf(wrong, sizeof wrong, "%d", r->wrong);
     if (r->wrong >= 0) snprintf(hash, sizeof hash, "%08x", (unsigned)r->hash);
-    printf(" %12zu %12zu %9s %5s %11.1f %11.1f %8.4f %8.4f %7s %7s %11s %9s\n", r->bytes, r->count,
+    printf(" %12zu %12zu %9s %5s %18s %11.1f %11.1f %8.4f %8.4f %7s %7s %11s %9s\n", r->bytes, r->count,
            b->options->type_name, b->collective <= REDUCE_SCATTER ? b->options->op_name : "none",
-           r->median_us, r->min_us, r->algbw, r->busbw, wrong, share, wire, hash);
+           r->algorithm, r->median_us, r->min_us, r->algbw, r->busbw, wrong, share, wire, hash);
     int n = b->options->iterations;
     for (int p = 0; b->mpi && p < peer_mpi_count(b->mpi); p++) {
         float *times = b->times + (p + 1) * n;
         double us = median(times, n);
-        printf("#%12s MPI_Allreduce %-18s %11.1f %11.1f %8.4f   we are %.2fx as fast (least time: %.2fx)\n",
+        printf("#%12s MPI_Allreduce %-33s %11.1f %11.1f %8.4f   we are %.2fx as fast (least time: %.2fx)\n",
                "", peer_mpi_name(b->mpi, p), us, (double)times[0], (double)r->bytes / us * 1e-3,
                us / r->median_us, (double)times[0] / r->min_us);
     }
@@ -351,6 +354,7 @@ static void show_json(const Bench *b, const Result *r) {
     json_int(&w, "count", (int64_t)r->count);
     json_string(&w, "type", b->options->type_name);
     json_string(&w, "op", b->options->op_name);
+    json_string(&w, "algorithm", r->algorithm);
     json_int(&w, "iterations", n);
     json_double(&w, "median_us", r->median_us);
     json_double(&w, "min_us", r->min_us);

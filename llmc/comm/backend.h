@@ -45,6 +45,8 @@ typedef struct {
     double timeout_seconds;
     int64_t step;      /* that errors name */
     CommHeader header; /* of the operation that runs; all 0 in open and close */
+    const char
+        *algorithm; /* how the last operation was done: set by the backend, lives as long as the group */
     const CommBackend *backend;
     void *state; /* the backend's own */
 } CommGroup;

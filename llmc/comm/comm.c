@@ -167,6 +167,10 @@ const char *comm_describe(const Comm *comm) {
     return comm->description;
 }
 
+const char *comm_last_algorithm(const Comm *comm) {
+    return comm->group.algorithm;
+}
+
 void comm_set_step(Comm *comm, int64_t step) {
     atomic_store(&comm->world->step, step);
 }

@@ -43,6 +43,9 @@ int comm_rank(const Comm *comm);
 int comm_size(const Comm *comm);
 /* For people: backend, algorithm, hosts, topology. Lives as long as the Comm. */
 const char *comm_describe(const Comm *comm);
+/* How the last operation of this group was done, in a word or two ("6 colours", "direct"); "none" before the first.
+ * While nothing is on the way. */
+const char *comm_last_algorithm(const Comm *comm);
 /* The step that errors name. */
 void comm_set_step(Comm *comm, int64_t step);
 

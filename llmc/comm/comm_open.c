@@ -32,7 +32,8 @@ static Comm *make_comm(World *w, int rank, int size, uint32_t id, int *world_ran
                               .world = world_ranks,
                               .control = w->control,
                               .topology = &w->topology,
-                              .timeout_seconds = timeout};
+                              .timeout_seconds = timeout,
+                              .algorithm = "none"};
     w->references++;
     return comm;
 }

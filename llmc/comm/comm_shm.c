@@ -76,6 +76,7 @@ static size_t chunk_elements(const CommGroup *group, const Direct *direct) {
 
 static bool work(CommGroup *group, const Direct *direct, Error *err) {
     Shm *shm = group->state;
+    group->algorithm = "direct";
     const size_t chunk = chunk_elements(group, direct), chunks = (direct->count + chunk - 1) / chunk;
     ShmWork *now = &shm->head->work[shm->turn % 2], *next = &shm->head->work[(shm->turn + 1) % 2];
     ShmBox *mine = &shm->boxes[group->rank];
@@ -105,6 +106,7 @@ static bool work(CommGroup *group, const Direct *direct, Error *err) {
 static bool stage_all_reduce(CommGroup *group, char *data, size_t count, CommType type, CommOp op,
                              Error *err) {
     Shm *shm = group->state;
+    group->algorithm = "staged";
     const size_t element = comm_type_bytes(type), chunk = SHM_STAGE_BYTES / element;
     for (size_t at = 0; at < count; at += chunk) {
         size_t n = smaller(chunk, count - at);
@@ -139,6 +141,7 @@ static size_t in_piece(const size_t *offsets, int rank, size_t at, size_t piece)
 static bool stage_reduce_scatter(CommGroup *group, char *data, const size_t *offsets, CommType type,
                                  CommOp op, Error *err) {
     Shm *shm = group->state;
+    group->algorithm = "staged";
     const size_t element = comm_type_bytes(type), most = share_max(group, offsets);
     const size_t piece = SHM_STAGE_BYTES / (size_t)group->size / element;
     for (size_t at = 0; at < most; at += piece) {
@@ -162,6 +165,7 @@ static bool stage_reduce_scatter(CommGroup *group, char *data, const size_t *off
 
 static bool stage_all_gather(CommGroup *group, char *data, const size_t *offsets, CommType type, Error *err) {
     Shm *shm = group->state;
+    group->algorithm = "staged";
     const size_t element = comm_type_bytes(type), most = share_max(group, offsets);
     const size_t piece = SHM_STAGE_BYTES / element;
     for (size_t at = 0; at < most; at += piece) {
@@ -186,6 +190,7 @@ static void share_evenly(const CommGroup *group, size_t count, size_t *offsets) 
 
 static bool meet(CommGroup *group, const void *data, size_t bytes, Error *err) {
     const ShmPlace none = {.offset = 0};
+    group->algorithm = "small";
     return shm_meet(group, &group->header, &none, data, bytes, err);
 }
 

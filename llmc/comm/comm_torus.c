@@ -295,6 +295,7 @@ static void torus_begin(Torus *t, void *data, size_t count, CommType type, CommO
     t->type = type;
     t->op = op;
     t->header = t->group->header;
+    t->group->algorithm = t->algorithm;
     t->tracks = 0;
     t->headers_with_data = false;
     for (int i = 0; i < t->ports; i++) t->port[i].header_in = t->port[i].header_out = 0;
@@ -316,6 +317,10 @@ static void colours_begin(Torus *t, const size_t *offsets, bool down, bool up) {
     bool single =
         offsets && t->count * element <= t->plan.exchange_bytes_max; /* more would be more steps only */
     t->tracks = single ? 1 : t->plan.colours;
+    if (t->plan.flat)
+        snprintf(t->algorithm, sizeof t->algorithm, "halving");
+    else
+        snprintf(t->algorithm, sizeof t->algorithm, "%d colour%s", t->tracks, t->tracks == 1 ? "" : "s");
     for (int c = 0; c < t->tracks; c++) {
         Track *k = &t->track[c];
         int phases = t->plan.colour[c].phases;
@@ -362,6 +367,7 @@ bool torus_prepare(Torus *t, const TorusCall *call, Error *err) {
             t->track[0] = (Track){.advance = exchange_advance};
             t->tracks = 1;
             t->headers_with_data = true;
+            snprintf(t->algorithm, sizeof t->algorithm, "exchange");
         } else {
             colours_begin(t, NULL, true, true);
         }
@@ -374,6 +380,7 @@ bool torus_prepare(Torus *t, const TorusCall *call, Error *err) {
                              call->peer);
         for (int i = 0; i < t->ports; i++)
             if (t->parent[t->port[i].peer] == rank) out[outs++] = &t->port[i];
+        snprintf(t->algorithm, sizeof t->algorithm, "tree");
         once_begin(t, &t->track[0], t->parent[rank] < 0 ? NULL : torus_port(t, t->parent[rank]), out, outs);
         t->tracks = 1;
         return true;
@@ -387,6 +394,7 @@ bool torus_prepare(Torus *t, const TorusCall *call, Error *err) {
 void torus_prepare_pair(Torus *t, Port *port, void *data, size_t bytes, bool sends) {
     torus_begin(t, data, bytes, COMM_UINT8, COMM_SUM);
     t->header.operation = OPERATION_SEND; /* the same on both sides */
+    snprintf(t->algorithm, sizeof t->algorithm, "pair");
     once_begin(t, &t->track[0], sends ? NULL : port, &port, sends);
     snprintf(t->track[0].name, sizeof t->track[0].name, sends ? "send" : "receive");
     t->tracks = 1;

@@ -34,6 +34,7 @@ bool shm_send(CommGroup *group, const void *data, size_t bytes, int to, Error *e
     ShmMessage message = {.header = group->header};
     if (bytes > SHM_PAIR_BYTES) message.place = shm_region_find(group, data, bytes);
     bool queued = !message.place.key.number;
+    group->algorithm = queued ? "queue" : "direct";
     size_t used = sizeof message; /* of the current chunk */
     for (size_t at = 0, first = 1; first || (queued && at < bytes); first = 0, used = 0) {
         uint32_t written = value_of(&pair->written);
@@ -63,6 +64,7 @@ bool shm_recv(CommGroup *group, void *data, size_t bytes, int from, Error *err) 
                 return comm_group_mismatch(group, from, &message.header, err);
         }
         bool queued = !message.place.key.number;
+        group->algorithm = queued ? "queue" : "direct";
         const char *source = queued ? chunk + used : shm_region_at(&message.place, group->world[from]);
         size_t n = queued ? smaller(bytes - at, SHM_PAIR_BYTES - used) : bytes;
         if (n) memcpy((char *)data + at, source, n);

@@ -80,6 +80,7 @@ struct Torus {
     CommOp op;
     bool
         headers_with_data; /* every neighbour gets data on the control channel, and the header goes with it */
+    char algorithm[24];    /* for comm_last_algorithm */
     int tracks;
     Track track[PLAN_COLOURS_MAX];
 };
