@@ -3,6 +3,7 @@
 # help: targets
 # help:   make train_gpt2   the trainer, for the CPU (the default)
 # help:   make test_gpt2    the parity test against reference outputs
+# help:   make train_gpt2cu test_gpt2cu   the same for NVIDIA GPUs; make cuda_registers: what ptxas says of each kernel
 # help:   make tests        the unit tests, into build/test; make benches: the benchmarks, into build/bench
 # help:   make test         everything that scripts/test.sh runs
 # help:   make clean
@@ -10,6 +11,10 @@
 # help:   CC=gcc|clang|aarch64-linux-gnu-gcc   the compiler; its target decides which kernels are built
 # help:   BLAS=openblas|blis|mkl    fp32 matmuls by that library instead of our own
 # help:   BUILD=folder              where everything is built (build)
+# help:   PRECISION=bf16|fp32       what GPU kernels store (bf16)
+# help:   ARCHS="80 90 100"         the GPU architectures with code of their own; newer ones compile at the first start
+# help:   ARCH=native|90|...        only that one
+# help:   NVCC=... CUDA_HOME=... NCCL_HOME=...   where they are, if not where dev/probe.sh looks
 # help:   OPT=-O3  SANITIZE=address,undefined|thread  WERROR=0  CFLAGS_EXTRA=...
 BUILD    ?= build
 CC       := $(if $(filter default,$(origin CC)),gcc,$(CC))
@@ -52,6 +57,13 @@ $(BUILD)/config.mk: dev/probe.sh
 	@dev/probe.sh $(CC) >$@
 $(BUILD)/llmc/comm/%.o $(BUILD)/dev/bench/%.o: CFLAGS += $(MPI_CFLAGS)
 LDLIBS   += $(MPI_LIBS) -lpthread
+
+ifneq ($(filter %cu cuda_% %.cu.o,$(MAKECMDGOALS)),)
+-include $(BUILD)/cuda.mk
+endif
+$(BUILD)/cuda.mk: dev/probe.sh
+	@mkdir -p $(@D)
+	@dev/probe.sh $(CC) cuda >$@
 
 BLAS_openblas := -lopenblas
 BLAS_blis     := -lblis
@@ -104,6 +116,49 @@ $(BUILD)/%.$(1).o: %.c Makefile
 endef
 $(foreach isa,$(CPU_ISAS),$(eval $(call ISA_RULE,$(isa))))
 
+# --- for GPUs: train_gpt2.cu is all of llmc/cuda in one unit; the C files are compiled again where floatX is bf16 ---
+PRECISION ?= bf16
+ARCHS    ?= 80 90 100
+ifdef ARCH
+ifneq ($(ARCH),native)
+ARCHS    := $(ARCH)
+endif
+endif
+NEWEST    = $(lastword $(ARCHS))
+GENCODE   = $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(filter-out $(NEWEST),$(ARCHS)),-gencode \
+            arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_$(NEWEST),code=[sm_$(NEWEST),compute_$(NEWEST)])
+CUDA_OUT := $(BUILD)/cuda-$(PRECISION)$(ARCH)
+CUDA_DEF := $(if $(filter bf16,$(PRECISION)),-DFLOATX_BF16,$(if $(filter-out fp32,$(PRECISION)),$(error PRECISION=$(PRECISION): bf16 or fp32)))
+CUDA_SRC := $(filter-out llmc/cpu/%,$(LIB_SRC))
+CUDA_OBJ := $(CUDA_SRC:%.c=$(CUDA_OUT)/%.o) $(CUDA_OUT)/train_gpt2.cu.o
+NVFLAGS   = -std=c++17 -O3 --threads 0 $(GENCODE) -Illmc $(CUDA_DEF) -Werror all-warnings -Xptxas -v,-warn-spills,-Werror \
+            -Xcompiler -Wall,-Wextra,-Wshadow,-g $(if $(filter 0,$(WERROR)),,-Xcompiler -Werror) -compress-mode=size \
+            $(CUBLASLT_CFLAGS) $(NVFLAGS_EXTRA)
+CUDA_LIBS = $(CUBLASLT_LIBS) $(NCCL_LIBS) $(CUDART) -lstdc++
+
+train_gpt2cu: $(BUILD)/train_gpt2cu
+	@ln -sf $< $@
+test_gpt2cu: $(BUILD)/test_gpt2cu
+	@ln -sf $< $@
+$(BUILD)/train_gpt2cu $(BUILD)/test_gpt2cu: $(BUILD)/%cu: $(CUDA_OUT)/%.o $(CUDA_OBJ)
+	@echo '  LD   $@'
+	@$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LIBS) $(LDLIBS)
+$(CUDA_OUT)/llmc/comm/%.o: CFLAGS += $(MPI_CFLAGS) $(NCCL_CFLAGS) $(CUDA_CFLAGS)
+$(CUDA_OUT)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	@echo '  CC   $@'
+	@$(CC) $(CFLAGS) $(CUDA_DEF) -MMD -MP -c -o $@ $<
+# What ptxas says goes to a file; compiler errors are shown.
+$(CUDA_OUT)/%.cu.o: %.cu Makefile
+	$(if $(and $(NVCC),$(CUBLASLT_LIBS)),,$(error the GPU programs need nvcc and cuBLASLt; dev/probe.sh $(CC) cuda says what is there))
+	@mkdir -p $(@D)
+	@echo '  NVCC $@'
+	@$(NVCC) $(NVFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< 2>$(@:.o=.log) || { grep -v '^ptxas info\|^    0 bytes' $(@:.o=.log); exit 1; }
+	@grep -v '^ptxas info\|^    0 bytes' $(@:.o=.log) || true
+# The committed table is of the default ARCHS and PRECISION.
+cuda_registers cuda_registers_write: $(CUDA_OUT)/train_gpt2.cu.o
+	@dev/cuda_registers.sh $(<:.o=.log) dev/cuda_registers.txt $(if $(findstring write,$@),--write)
+
 tests: $(TESTS)
 benches: $(BENCHES)
 test:
@@ -111,7 +166,7 @@ test:
 help:
 	@sed -n 's/^# help: //p' Makefile
 clean:
-	rm -rf $(BUILD) train_gpt2 test_gpt2
-.PHONY: all train_gpt2 test_gpt2 tests benches test help clean
+	rm -rf $(BUILD) train_gpt2 test_gpt2 train_gpt2cu test_gpt2cu
+.PHONY: all train_gpt2 test_gpt2 train_gpt2cu test_gpt2cu cuda_registers cuda_registers_write tests benches test help clean
 .SECONDARY:
--include $(shell find $(BUILD)/llmc $(BUILD)/dev -name '*.d' 2>/dev/null) $(wildcard $(BUILD)/*.d)
+-include $(shell find $(BUILD)/llmc $(BUILD)/dev $(CUDA_OUT) -name '*.d' 2>/dev/null) $(wildcard $(BUILD)/*.d)
