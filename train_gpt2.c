@@ -26,8 +26,9 @@
 
 /* --- one step --- */
 
-/* What the ranks sum at the end of a step: losses, squared norm, and whether any was asked to save or stop. */
-enum { SUM_LOSS, SUM_NORM, SUM_SAVE, SUM_STOP, NUM_SUMS };
+/* What the ranks sum at the end of a step: losses, squared norm, whether any was asked to save or stop, and the votes on
+ * checkpoints. */
+enum { SUM_LOSS, SUM_NORM, SUM_SAVE, SUM_STOP, SUM_WRITING, SUM_FAILED, SUM_DUE, NUM_SUMS };
 
 /* The gradients of one total batch, summed over its micro-batches and ranks; leaves the sums of all ranks in sums. */
 static bool compute_gradients(Trainer *t, double sums[NUM_SUMS], Error *err) {
@@ -44,6 +45,10 @@ static bool compute_gradients(Trainer *t, double sums[NUM_SUMS], Error *err) {
     sums[SUM_NORM] = data_parallel_norm_squared(&t->parallel);
     sums[SUM_SAVE] = signals_save();
     sums[SUM_STOP] = signals_stop() != NULL;
+    CheckpointVote vote = checkpoint_vote(&t->checkpoint);
+    sums[SUM_WRITING] = vote.writing;
+    sums[SUM_FAILED] = vote.failed;
+    sums[SUM_DUE] = vote.due;
     return data_parallel_sum(&t->parallel, sums, NUM_SUMS, err);
 }
 
@@ -66,12 +71,14 @@ static bool train_step(Trainer *t, StepResult *r, Error *err) {
     r->norm = sqrt(sums[SUM_NORM]);
     r->save = sums[SUM_SAVE] > 0;
     r->stop = sums[SUM_STOP] > 0;
+    r->votes = (CheckpointVote){sums[SUM_WRITING], sums[SUM_FAILED], sums[SUM_DUE]};
     r->skipped = is_outlier(t, r);
     if (r->skipped) {
         device_zero(m->grads, m->param_count * sizeof(floatX));
         t->progress.skipped++;
     } else {
         double clip = o->grad_clip > 0 && r->norm > o->grad_clip ? o->grad_clip / r->norm : 1;
+        checkpoint_fence(&t->checkpoint);
         adamw_update(&t->optimizer, m, r->learning_rate, clip);
         data_parallel_gather(&t->parallel);
     }
@@ -143,9 +150,8 @@ static bool report_step(Report *report, const Trainer *t, const StepResult *r, b
     return !report->has_files || metrics_step(&report->metrics, &line, err);
 }
 
-/* The metrics are made durable first, so that a saved step always has its line. */
+/* The last save of a run. The metrics are made durable first, so that the step has its line. */
 static bool save(Trainer *t, Report *report, Error *err) {
-    if (!*t->options->run) return true;
     return (!report->has_files || metrics_sync(&report->metrics, err)) && trainer_save(t, err);
 }
 
@@ -165,7 +171,7 @@ static bool train_loop(Trainer *t, Report *report, int *exit_code, Error *err) {
         if (has_val && !trainer_evaluate(t, &t->progress.val_loss, err)) return false;
         if (!report_step(report, t, &r, has_val, err) || !check_usable(t, &r, err)) return false;
         if (due(step, o->sample_every)) trainer_show_sample(t);
-        if ((last || r.save || due(step, o->save_every)) && !save(t, report, err)) return false;
+        if (last ? !save(t, report, err) : !trainer_checkpoint(t, r.save, &r.votes, err)) return false;
         if (r.stop) {
             const char *signal = signals_stop();
             log_info("%s: stopped after step %lld%s", signal ? signal : "signal to another rank",
@@ -192,7 +198,8 @@ static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err
     if (done) /* and the files of the run stay as they are */
         log_info("nothing to do: %s has done %lld of %d steps", o->run, (long long)t.progress.step, o->steps);
     else
-        ok = report_open(&report, &t, err) && train_loop(&t, &report, exit_code, err);
+        ok = trainer_start_saving(&t, err) && report_open(&report, &t, err) &&
+             train_loop(&t, &report, exit_code, err);
     if (t.rank == 0) progress_sparkline(&report.progress);
     metrics_close(&report.metrics);
     trainer_close(&t);
@@ -284,7 +291,9 @@ int main(int argc, char **argv) {
         options_help(&options, stdout);
         return finish(&options, EXIT_DONE);
     }
-    if (options.command == COMMAND_TRAIN && !control_place(&place, &err)) {
+    CheckpointEvery every;
+    if (options.command == COMMAND_TRAIN &&
+        (!control_place(&place, &err) || !checkpoint_every_parse(options.checkpoint_every, &every, &err))) {
         fprintf(stderr, "error: %s\n", err.text);
         return EXIT_USAGE;
     }

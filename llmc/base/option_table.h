@@ -32,6 +32,7 @@
     X(BATCH, "Batch")                                                                                        \
     X(OPTIMIZER, "Optimizer")                                                                                \
     X(RUN, "Run")                                                                                            \
+    X(CHECKPOINTS, "Checkpoints")                                                                            \
     X(RANKS, "Ranks")                                                                                        \
     X(SAMPLING, "Sampling")                                                                                  \
     X(OUTPUT, "Output")                                                                                      \
@@ -128,8 +129,6 @@
       "where the model, the metrics and config.txt go; empty: nothing is written")                           \
     X(CHOICE, resume, 0, "auto", 0, 0, "", TRAIN, RUN, ONE_OF("auto", "never", "must"),                      \
       "go on from what the run folder holds: if there is something, never, or else fail")                    \
-    X(INT, save_every, 0, "0", 0, 1000000000, "steps", TRAIN, RUN, NONE,                                     \
-      "steps between saves; 0: only at the end")                                                             \
     X(INT, eval_every, 'v', "100", 0, 1000000000, "steps", TRAIN, RUN, NONE,                                 \
       "steps between measurements of the validation loss; 0: never")                                         \
     X(INT, eval_batches, 0, "20", 0, 1000000000, "batches", TRAIN | EVAL, RUN, NONE,                         \
@@ -140,6 +139,23 @@
       "tokens in each sample shown while training")                                                          \
     X(INT, log_every, 0, "1", 1, 1000000000, "steps", TRAIN, RUN, NONE,                                      \
       "steps between progress lines")                                                                        \
+    /* --- checkpoints --- */                                                                                \
+    X(STRING, checkpoint_every, 0, "0", 0, 0, "text", TRAIN, CHECKPOINTS, NONE,                              \
+      "when to save while training goes on: every 100 (steps), 30s, 10m, 1h, or auto; 0: only at the end")   \
+    X(INT, keep, 0, "2", 1, 1000, "checkpoints", TRAIN, CHECKPOINTS, NONE,                                   \
+      "newest restorable checkpoints that are kept in the staging folder")                                   \
+    X(STRING, staging, 0, "", 0, 0, "folder", TRAIN, CHECKPOINTS, NONE,                                      \
+      "fast local disk for checkpoints; empty: checkpoints/ in the run folder")                              \
+    X(STRING, remote, 0, "", 0, 0, "text", TRAIN, CHECKPOINTS, NONE,                                         \
+      "where checkpoints are copied to while training: s3://bucket/prefix or a folder; empty: nowhere")      \
+    X(CHOICE, checkpoint_policy, 0, "auto", 0, 0, "", TRAIN, CHECKPOINTS, ONE_OF("auto", "lazy", "snapshot"), \
+      "write from the tensors themselves, or from a copy; auto: by what stalls less")                        \
+    X(CHOICE, checkpoint_io, 0, "auto", 0, 0, "", TRAIN, CHECKPOINTS, ONE_OF("auto", "uring", "plain"),      \
+      "how files are written; auto: io_uring and O_DIRECT where they work")                                  \
+    X(DOUBLE, mtbf, 0, "24", 0.001, 1e6, "hours", TRAIN, CHECKPOINTS, NONE,                                  \
+      "mean time between failures that --checkpoint-every auto reckons with")                                \
+    X(DOUBLE, wear, 0, "10", 0, 1e6, "TB/day", TRAIN, CHECKPOINTS, NONE,                                     \
+      "the most that --checkpoint-every auto writes to the staging disks; 0: no limit")                      \
     /* --- ranks --- */                                                                                      \
     X(CHOICE, comm, 0, "auto", 0, 0, "", TRAIN, RANKS, ONE_OF("auto", "self", "mpi", "shm", "torus"),        \
       "what carries sums between ranks; auto: by what is there, and says what it took")                      \

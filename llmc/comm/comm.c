@@ -163,6 +163,14 @@ int comm_size(const Comm *comm) {
     return comm->group.size;
 }
 
+const char *comm_host(const Comm *comm, int rank) {
+    return control_host(comm->group.control, comm->group.world[rank]);
+}
+
+int comm_local_rank(const Comm *comm, int rank) {
+    return control_local_rank(comm->group.control, comm->group.world[rank]);
+}
+
 const char *comm_describe(const Comm *comm) {
     return comm->description;
 }

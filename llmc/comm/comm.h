@@ -41,6 +41,9 @@ void comm_close(Comm *comm);
 
 int comm_rank(const Comm *comm);
 int comm_size(const Comm *comm);
+/* The host that a rank runs on, and the rank's number among those of its host. */
+const char *comm_host(const Comm *comm, int rank);
+int comm_local_rank(const Comm *comm, int rank);
 /* For people: backend, algorithm, hosts, topology. Lives as long as the Comm. */
 const char *comm_describe(const Comm *comm);
 /* How the last operation of this group was done, in a word or two ("6 colours", "direct"); "none" before the first.

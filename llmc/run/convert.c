@@ -3,7 +3,6 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "run/model_file.h"
-#include "run/run_state.h"
 #include "run/safetensors.h"
 #include <stdlib.h>
 #include <string.h>
@@ -17,11 +16,12 @@ static bool ends_with(const char *text, const char *suffix) {
 
 /* Is the output to be llm.c's file? */
 static bool choose_format(const Options *o, const char *path, bool *llmc, Error *err) {
+    char place[FILE_PATH_BYTES];
     const char *slash = strrchr(path, '/');
     *llmc = !strcmp(o->format, "llmc") || (!strcmp(o->format, "auto") && ends_with(path, ".bin"));
     if (*llmc && file_is_directory(path))
         return error_set(err, "%s: is a folder; an llm.c model is one file (name it NAME.bin)", path);
-    if (!*llmc && run_state_exists(path))
+    if (!*llmc && model_source_checkpoints(path, place))
         return error_set(err, "%s: is a run's folder (write the model to another)", path);
     if (strcmp(o->format, "auto") != 0 || *llmc || safetensors_is_file_name(path) || file_is_directory(path))
         return true;

@@ -126,28 +126,3 @@ bool data_parallel_sum(DataParallel *p, double *values, int count, Error *err) {
     free(offsets);
     return ok;
 }
-
-bool data_parallel_collect(DataParallel *p, const float *shares, float *full, Error *err) {
-    for (int b = 0; b < p->buckets; b++) {
-        size_t begin = bucket_begin(p, b), *offsets = offsets_of(p, b);
-        size_t mine = p->shares[b].end - p->shares[b].begin;
-        if (p->rank == 0) memcpy(full + p->shares[b].begin, shares, mine * sizeof *shares);
-        for (int r = 1; r < p->size; r++) {
-            size_t bytes = (offsets[r + 1] - offsets[r]) * sizeof *shares;
-            CommRequest request = 0;
-            if (p->rank == 0 && bytes) request = comm_recv(p->comm, full + begin + offsets[r], bytes, r);
-            if (p->rank == r && bytes) request = comm_send(p->comm, shares, bytes, 0);
-            if (request && !comm_wait(p->comm, request, err)) return false;
-        }
-        shares += mine;
-    }
-    return true;
-}
-
-void data_parallel_pick(const DataParallel *p, const float *full, float *shares) {
-    for (int b = 0; b < p->buckets; b++) {
-        size_t n = p->shares[b].end - p->shares[b].begin;
-        memcpy(shares, full + p->shares[b].begin, n * sizeof *shares);
-        shares += n;
-    }
-}

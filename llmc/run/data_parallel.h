@@ -40,9 +40,4 @@ bool data_parallel_wait(DataParallel *p, Error *err);
 
 /* values (count <= 8) become their sums over all ranks, added in the order of ranks: the same bits on every rank. */
 bool data_parallel_sum(DataParallel *p, double *values, int count, Error *err);
-
-/* shares: (m or v of this rank's AdamW); full (param_count) on rank 0, NULL elsewhere, receives everyone's. */
-bool data_parallel_collect(DataParallel *p, const float *shares, float *full, Error *err);
-/* The reverse, on each rank alone: its shares out of full. */
-void data_parallel_pick(const DataParallel *p, const float *full, float *shares);
 #endif

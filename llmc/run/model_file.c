@@ -1,7 +1,8 @@
 /* model_file.c: see model_file.h. */
 #include "run/model_file.h"
 #include "base/check.h"
-#include "run/run_state.h"
+#include "base/log.h"
+#include "run/checkpoint.h"
 #include "run/safetensors.h"
 #include <math.h>
 #include <stdlib.h>
@@ -29,6 +30,7 @@ bool model_source_allocate(ModelSource *source, int files, Error *err) {
 }
 
 void model_source_close(ModelSource *source) {
+    ckpt_reader_close(source->reader);
     for (int i = 0; i < source->file_count; i++) tensor_file_close(&source->files[i]);
     free(source->files);
     free(source->places);
@@ -137,41 +139,106 @@ out:
     return ok;
 }
 
-/* --- a run's folder --- */
+/* --- checkpoints: a run's folder, a staging folder, a remote store --- */
 
-static bool run_config(GPT2Config *config, const char *path, Error *err) {
-    Error why;
-    RunRecord record = {"config", config, sizeof *config, false};
-    if (!run_state_load(path, &record, 1, err)) return false;
-    return gpt2_config_check(config, &why) ||
-           error_set(err, "%s: not a usable run state: %s", path, why.text);
+bool model_source_checkpoints(const char *path, char place[FILE_PATH_BYTES]) {
+    Error ignored;
+    char manifests[FILE_PATH_BYTES];
+    if (!strncmp(path, "s3://", 5)) return snprintf(place, FILE_PATH_BYTES, "%s", path) < FILE_PATH_BYTES;
+    if (file_join(place, path, CHECKPOINT_FOLDER, &ignored) && file_is_directory(place)) return true;
+    if (!file_join(manifests, path, "manifest", &ignored) || !file_is_directory(manifests)) return false;
+    return snprintf(place, FILE_PATH_BYTES, "%s", path) < FILE_PATH_BYTES;
 }
 
-static bool run_open(ModelSource *source, const char *path, Error *err) {
+static CkptType float_type(CkptReader *reader, CkptId id) {
+    const CkptTensor *tensors;
+    size_t count;
+    Error ignored;
+    if (ckpt_reader_tensors(reader, id, &tensors, &count, &ignored))
+        for (size_t i = 0; i < count; i++)
+            if (!strcmp(tensors[i].name, "params/wte")) return tensors[i].type;
+    return CKPT_FP32;
+}
+
+/* The newest restorable checkpoint before `limit` whose configuration can be read. */
+static bool choose_checkpoint(ModelSource *source, const char *path, CkptId limit, Error *err) {
+    const CkptInfo *list;
+    size_t count = ckpt_reader_list(source->reader, &list);
+    GPT2Config *config = &source->config;
+    error_set(err, "%s: holds no checkpoint that can be read ('train_gpt2 ckpt ls %s' tells what is there)",
+              path, path);
+    for (size_t i = 0; i < count; i++) {
+        CkptId id = list[i].id;
+        if (list[i].state != CKPT_RESTORABLE || ckpt_id_compare(id, limit) >= 0) continue;
+        if (!ckpt_reader_read(source->reader, id, "state/config", CKPT_UINT8, 0, sizeof *config, config,
+                              err) ||
+            !gpt2_config_check(config, err)) {
+            log_warn("%s, step %llu: %s; trying the checkpoint before it", path, (unsigned long long)id.step,
+                     err->text);
+            continue;
+        }
+        source->checkpoint = id;
+        return true;
+    }
+    return false;
+}
+
+static bool checkpoint_source_open(ModelSource *source, const char *path, const char *place, Error *err) {
+    const CkptId newest = {UINT32_MAX, UINT64_MAX};
+    source->format = "checkpoint";
+    if (!ckpt_reader_open(&source->reader, place, err)) return false;
+    if (choose_checkpoint(source, path, newest, err)) return true;
+    model_source_close(source);
+    return false;
+}
+
+/* Elements read at a time: a multiple of what one checksum covers, so that little is read twice. */
+enum { CHECKPOINT_BLOCK = 8 << 20 };
+
+static bool load_checkpoint_tensor(const ModelSource *source, const char *name, floatX *out, size_t count,
+                                   void *block, float *floats, Error *err) {
+    CkptType type = float_type(source->reader, source->checkpoint);
+    for (size_t at = 0; at < count; at += CHECKPOINT_BLOCK) {
+        size_t n = count - at < CHECKPOINT_BLOCK ? count - at : CHECKPOINT_BLOCK;
+        if (!ckpt_reader_read(source->reader, source->checkpoint, name, type, at, at + n, block, err))
+            return false;
+        if (type == CKPT_BF16)
+            for (size_t i = 0; i < n; i++) floats[i] = tensor_float_from_bf16(((const uint16_t *)block)[i]);
+        device_write_floats(out + at, type == CKPT_BF16 ? floats : block, n);
+    }
+    return true;
+}
+
+static bool load_checkpoint_once(const ModelSource *source, GPT2 *m, Error *err) {
     const GPT2Config *c = &source->config;
-    RunStatePlace params;
-    if (!run_config(&source->config, path, err) || !run_state_find(path, "params", &params, err))
-        return false;
-    uint64_t count = gpt2_param_count(c);
-    if (params.bytes != count * 4 && params.bytes != count * 2) {
-        error_set(err, "%s: its record 'params' has %llu bytes; a model of its sizes has %llu",
-                  params.file.path, (unsigned long long)params.bytes, (unsigned long long)count * 4);
-        tensor_file_close(&params.file);
-        return false;
+    float *block = malloc(CHECKPOINT_BLOCK * sizeof *block),
+          *floats = malloc(CHECKPOINT_BLOCK * sizeof *floats);
+    bool ok = (block && floats) || error_set(err, "no memory to read a checkpoint");
+    for (int t = 0; t < NUM_PARAM_TENSORS && ok; t++) {
+        TensorInfo info = gpt2_tensor(c, t);
+        for (int l = 0; l < layers_of(c, t) && ok; l++) {
+            char name[CKPT_NAME_BYTES];
+            checkpoint_tensor_name(name, "params", &info, l);
+            ok = load_checkpoint_tensor(source, name, m->params + gpt2_tensor_offset(c, t, l),
+                                        info.rows * info.cols, block, floats, err);
+        }
     }
-    if (!model_source_allocate(source, 1, err)) {
-        tensor_file_close(&params.file);
-        return false;
+    free(block);
+    free(floats);
+    return ok;
+}
+
+/* A checkpoint that turns out damaged is passed over for the one before it, if that is of the same model. */
+static bool load_checkpoint(ModelSource *source, GPT2 *m, Error *err) {
+    const GPT2Config config = source->config;
+    while (!load_checkpoint_once(source, m, err)) {
+        Error why;
+        uint64_t step = source->checkpoint.step;
+        if (!choose_checkpoint(source, "checkpoints", source->checkpoint, &why)) return false;
+        if (memcmp(&config, &source->config, sizeof config) != 0) return false;
+        log_warn("step %llu: %s; taking step %llu instead", (unsigned long long)step, err->text,
+                 (unsigned long long)source->checkpoint.step);
     }
-    TensorType type = params.bytes == count * 4 ? TENSOR_F32 : TENSOR_BF16;
-    source->files[0] = params.file;
-    source->format = "run state";
-    for (int t = 0; t < NUM_PARAM_TENSORS; t++)
-        for (int l = 0; l < layers_of(c, t); l++)
-            *model_source_place(source, t, l) = (TensorPlace){
-                .file = 0,
-                .type = type,
-                .offset = params.offset + gpt2_tensor_offset(c, t, l) * tensor_type_bytes(type)};
     return true;
 }
 
@@ -179,10 +246,9 @@ static bool run_open(ModelSource *source, const char *path, Error *err) {
 
 bool model_source_open(ModelSource *source, const char *path, Error *err) {
     memset(source, 0, sizeof *source);
-    if (file_is_directory(path)) {
-        if (run_state_exists(path)) return run_open(source, path, err);
-        return safetensors_open(source, path, err);
-    }
+    char place[FILE_PATH_BYTES];
+    if (model_source_checkpoints(path, place)) return checkpoint_source_open(source, path, place, err);
+    if (file_is_directory(path)) return safetensors_open(source, path, err);
     TensorFile file;
     int32_t magic = 0;
     if (!tensor_file_open(&file, path, err)) return false;
@@ -243,11 +309,12 @@ static bool load_transposed(const TensorFile *file, TensorPlace place, floatX *o
     return true;
 }
 
-bool model_source_load(const ModelSource *source, GPT2 *m, Error *err) {
+bool model_source_load(ModelSource *source, GPT2 *m, Error *err) {
     const GPT2Config *c = &source->config;
     CHECK_OP(m->param_count, ==, gpt2_param_count(c));
     CHECK(m->config.vocab == c->vocab && m->config.channels == c->channels && m->config.layers == c->layers &&
           m->config.context == c->context);
+    if (source->reader) return load_checkpoint(source, m, err);
     bool ok = true;
     float *block = malloc(TENSOR_IO_BLOCK * sizeof *block);
     if (!block) return error_set(err, "model: no memory to read it");

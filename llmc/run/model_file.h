@@ -7,11 +7,12 @@
  *                      channels, Vp; then the tensors in the order of tensors.h, each with all its layers
  *                      together.
  *   safetensors        a file, or a folder of Hugging Face's with config.json (safetensors.h).
- *   a run's folder     its newest good run state (run_state.h), which holds the records "config" (GPT2Config)
- *                      and "params" (the flat array). */
+ *   checkpoints        of a run's folder, a staging folder, or s3://bucket/prefix: the newest that is whole
+ *                      (checkpoint.h); one that turns out damaged while loading is passed over with a warning. */
 #ifndef LLMC_MODEL_FILE_H
 #define LLMC_MODEL_FILE_H
 #include "base/error.h"
+#include "ckpt/ckpt_reader.h"
 #include "model/gpt2.h"
 #include "run/tensor_io.h"
 
@@ -30,6 +31,8 @@ typedef struct {
     TensorFile *files;
     int file_count;
     TensorPlace *places; /* [layer * NUM_PARAM_TENSORS + tensor]; MODEL tensors at layer 0 */
+    CkptReader *reader;  /* of a checkpoint, which has no files and places here; else NULL */
+    CkptId checkpoint;
 } ModelSource;
 
 /* Opens whatever model lies at path: a file of one of the formats, or a folder of one. Fails unless every
@@ -37,8 +40,11 @@ typedef struct {
 bool model_source_open(ModelSource *source, const char *path, Error *err);
 /* Reads all weights into m->params; m->config must have the sizes of source->config. The padded rows become
  * zero. A weight that is not finite is an error. On failure m's weights are not to be used. */
-bool model_source_load(const ModelSource *source, GPT2 *m, Error *err);
+bool model_source_load(ModelSource *source, GPT2 *m, Error *err);
 void model_source_close(ModelSource *source);
+
+/* Are there checkpoints at path? Their place is that for ckpt_reader_open. */
+bool model_source_checkpoints(const char *path, char place[FILE_PATH_BYTES]);
 
 /* For the formats' own files: makes an empty table for source->config, and room for files not yet open. */
 bool model_source_allocate(ModelSource *source, int files, Error *err);

@@ -464,7 +464,7 @@ static bool read_all(Reader *r, const char *path, Error *err) {
             if (!file_join(file, path, "model.safetensors.index.json", err)) return false;
             if (file_exists(file)) return read_shards(r, file, err);
             return error_set(
-                err, "%s: no model in this folder (neither a run's state.bin nor model.safetensors)", path);
+                err, "%s: no model in this folder (neither a run's checkpoints nor model.safetensors)", path);
         }
     }
     if (!allocate_files(r, 1, err)) return false;

@@ -44,8 +44,7 @@ static bool open_tokenizer(Trained *t, const Options *o, const char *path, Error
     return true;
 }
 
-static bool open_model(Trained *t, const Options *o, const ModelSource *source, size_t B, size_t T,
-                       Error *err) {
+static bool open_model(Trained *t, const Options *o, ModelSource *source, size_t B, size_t T, Error *err) {
     GPT2Config config = source->config;
     if (o->source[OPTION_window] != SOURCE_DEFAULT) config.window = o->window;
     if (!T) T = (size_t)config.context;

@@ -8,7 +8,6 @@
 #include "run/evaluate.h"
 #include "run/model_file.h"
 #include "run/presets.h"
-#include "run/run_state.h"
 #include "run/sampling.h"
 #include <math.h>
 #include <stdlib.h>
@@ -109,9 +108,7 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
     const Options *o = t->options;
     size_t n = gpt2_param_count(config), params = n * sizeof(floatX);
     size_t model = gpt2_bytes(config, t->B, t->T, (size_t)o->head_rows, true);
-    double optimizer =
-        (double)adamw_bytes(n) / t->size; /* and, to save a run of many ranks, all of it once more */
-    if (t->size > 1 && *o->run) optimizer += (double)adamw_bytes(n);
+    double optimizer = (double)adamw_bytes(n) / t->size;
     double needed = (double)model + optimizer, available = machine_available_bytes();
     log_info("memory      %.2f GB: parameters %.2f, gradients %.2f, optimizer %.2f, activations %.2f; %.1f "
              "GB free",
@@ -126,37 +123,28 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
 
 /* --- saving and resuming --- */
 
-enum { NUM_RECORDS = 5 };
-
-static void list_records(Trainer *t, RunRecord records[NUM_RECORDS]) {
-    size_t n = t->model.param_count;
-    records[0] = (RunRecord){"config", &t->model.config, sizeof t->model.config, false};
-    records[1] = (RunRecord){"progress", &t->progress, sizeof t->progress, false};
-    records[2] = (RunRecord){"params", t->model.params, n * sizeof(floatX), true};
-    records[3] = (RunRecord){"adamw_m", t->full_m ? t->full_m : t->optimizer.m, n * sizeof(float), true};
-    records[4] = (RunRecord){"adamw_v", t->full_v ? t->full_v : t->optimizer.v, n * sizeof(float), true};
+bool trainer_start_saving(Trainer *t, Error *err) {
+    return !*t->options->run || checkpoint_start(&t->checkpoint, err);
 }
 
-bool trainer_save(Trainer *t, Error *err) {
-    if (!*t->options->run) return true;
-    RunRecord records[NUM_RECORDS];
+static void note_progress(Trainer *t) {
     t->progress.adamw_step = t->optimizer.step;
     t->progress.seed = (uint64_t)t->options->seed;
     t->progress.step_tokens = trainer_step_tokens(t);
-    if (!data_parallel_wait(&t->parallel, err)) return false;
-    if (t->size > 1 && (!data_parallel_collect(&t->parallel, t->optimizer.m, t->full_m, err) ||
-                        !data_parallel_collect(&t->parallel, t->optimizer.v, t->full_v, err)))
-        return false;
-    if (t->rank != 0) return true;
-    list_records(t, records);
-    return run_state_save(t->options->run, records, NUM_RECORDS, err);
+}
+
+bool trainer_checkpoint(Trainer *t, bool asked, const CheckpointVote *votes, Error *err) {
+    note_progress(t);
+    return checkpoint_step(&t->checkpoint, t->progress.step, asked, votes, err);
+}
+
+bool trainer_save(Trainer *t, Error *err) {
+    note_progress(t);
+    return checkpoint_finish(&t->checkpoint, t->progress.step, err);
 }
 
 /* Compared before the weights are read, whose sizes it decides. */
-static bool check_same_model(const Trainer *t, Error *err) {
-    GPT2Config held = {0};
-    RunRecord record = {"config", &held, sizeof held, false};
-    if (!run_state_load(t->options->run, &record, 1, err)) return false;
+static bool check_same_model(const Trainer *t, GPT2Config held, Error *err) {
     held.window = t->model.config.window; /* may change in the middle of a run */
     if (!memcmp(&held, &t->model.config, sizeof held)) return true;
     return error_set(err,
@@ -165,17 +153,14 @@ static bool check_same_model(const Trainer *t, Error *err) {
                      t->options->run, held.layers, held.heads, held.channels, held.context, held.vocab);
 }
 
-static bool resume(Trainer *t, Error *err) {
-    RunRecord records[NUM_RECORDS];
-    int window = t->model.config.window;
-    list_records(t, records);
-    if (!check_same_model(t, err)) return false;
-    if (!run_state_load(t->options->run, records, NUM_RECORDS, err)) return false;
-    t->model.config.window = window;
-    if (t->size > 1) {
-        data_parallel_pick(&t->parallel, t->full_m, t->optimizer.m);
-        data_parallel_pick(&t->parallel, t->full_v, t->optimizer.v);
-    }
+/* *found false: the run has no checkpoint. */
+static bool resume(Trainer *t, bool *found, Error *err) {
+    GPT2Config held = {0}, config = t->model.config;
+    if (!checkpoint_peek(&t->checkpoint, "config", &held, sizeof held, found, err)) return false;
+    if (*found && !check_same_model(t, held, err)) return false;
+    if (!checkpoint_restore(&t->checkpoint, found, err)) return false;
+    if (!*found) return true;
+    t->model.config = config;
     t->optimizer.step = (int)t->progress.adamw_step;
     if (t->progress.seed != (uint64_t)t->options->seed || t->progress.step_tokens != trainer_step_tokens(t))
         log_warn("%s was trained with seed %llu and %llu tokens a step, and goes on with %lld and %llu",
@@ -187,10 +172,11 @@ static bool resume(Trainer *t, Error *err) {
     return true;
 }
 
-static bool start_or_resume(Trainer *t, const ModelSource *source, Error *err) {
+static bool start_or_resume(Trainer *t, ModelSource *source, Error *err) {
     const Options *o = t->options;
-    bool there = *o->run && run_state_exists(o->run);
-    if (there && strcmp(o->resume, "never")) return resume(t, err);
+    bool found = false;
+    if (*o->run && strcmp(o->resume, "never") && !resume(t, &found, err)) return false;
+    if (found) return true;
     if (!strcmp(o->resume, "must"))
         return error_set(err, "--resume=must: there is nothing to resume from in '%s'", o->run);
     if (source) return model_source_load(source, &t->model, err);
@@ -200,16 +186,27 @@ static bool start_or_resume(Trainer *t, const ModelSource *source, Error *err) {
 
 /* --- opening --- */
 
-static void free_full_moments(Trainer *t) {
-    device_free(t->full_m, t->model.param_count * sizeof(float));
-    device_free(t->full_v, t->model.param_count * sizeof(float));
-    t->full_m = t->full_v = NULL;
-}
-
-static bool allocate_full_moments(Trainer *t, Error *err) {
-    t->full_m = device_alloc(t->model.param_count * sizeof(float));
-    t->full_v = device_alloc(t->model.param_count * sizeof(float));
-    return (t->full_m && t->full_v) || error_set(err, "no memory for the moments of all ranks");
+static bool open_checkpoint(Trainer *t, Error *err) {
+    const Options *o = t->options;
+    if (*o->staging)
+        snprintf(t->staging, sizeof t->staging, "%s", o->staging);
+    else if (!file_join(t->staging, o->run, CHECKPOINT_FOLDER, err))
+        return false;
+    CheckpointConfig config = {.staging = t->staging,
+                               .remote = o->remote,
+                               .io = o->checkpoint_io,
+                               .policy = o->checkpoint_policy,
+                               .keep = o->keep,
+                               .failure_seconds = o->mtbf * 3600,
+                               .tb_per_day = o->wear};
+    const CheckpointParts parts = {.model = &t->model,
+                                   .parallel = &t->parallel,
+                                   .optimizer = &t->optimizer,
+                                   .states = {{"config", &t->model.config, sizeof t->model.config},
+                                              {"progress", &t->progress, sizeof t->progress}},
+                                   .num_states = 2};
+    return checkpoint_every_parse(o->checkpoint_every, &config.every, err) &&
+           checkpoint_open(&t->checkpoint, &config, &parts, err);
 }
 
 static bool allocate(Trainer *t, const GPT2Config *config, Error *err) {
@@ -219,7 +216,6 @@ static bool allocate(Trainer *t, const GPT2Config *config, Error *err) {
     if (!gpt2_init(&t->model, config, t->B, t->T, (size_t)o->head_rows, true, err)) return false;
     if (!data_parallel_open(&t->parallel, t->comm, &t->model, err)) return false;
     if (!adamw_init(&t->optimizer, &adamw, t->parallel.shares, t->parallel.buckets, err)) return false;
-    if (t->size > 1 && *o->run && !allocate_full_moments(t, err)) return false;
     t->host_tokens = malloc(bytes);
     t->tokens = device_alloc(bytes);
     if (!t->host_tokens || !t->tokens) return error_set(err, "no memory for the batch of %zu bytes", bytes);
@@ -249,7 +245,7 @@ static void measure_peak(Trainer *t, double seconds) {
     if (flops > t->peak_flops) t->peak_flops = flops;
 }
 
-static bool open_all(Trainer *t, const ModelSource *source, Error *err) {
+static bool open_all(Trainer *t, ModelSource *source, Error *err) {
     const Options *o = t->options;
     if (source && !check_init_sizes(o, &source->config, err)) return false;
     GPT2Config config = presets_config(o, 1, source ? &source->config : NULL);
@@ -275,8 +271,8 @@ static bool open_all(Trainer *t, const ModelSource *source, Error *err) {
     if (!check_memory(t, &config, err) || !allocate(t, &config, err) || !open_validation_data(t, err))
         return false;
     t->progress.val_loss = NAN;
+    if (*o->run && !open_checkpoint(t, err)) return false;
     if (!start_or_resume(t, source, err)) return false;
-    if (t->rank != 0) free_full_moments(t);
     if (o->sample_every && t->tokenizer && t->rank == 0) {
         if (!generator_init(&t->generator, &t->model, WEIGHT_FP32, err)) return false;
         t->has_generator = true;
@@ -301,7 +297,7 @@ void trainer_close(Trainer *t) {
     if (t->has_generator) generator_free(&t->generator);
     device_free(t->tokens, 2 * t->B * t->T * sizeof(int32_t));
     free(t->host_tokens);
-    free_full_moments(t);
+    checkpoint_close(&t->checkpoint);
     adamw_free(&t->optimizer);
     data_parallel_close(&t->parallel);
     gpt2_free(&t->model);

@@ -3,13 +3,14 @@
  * train_gpt2.c decides when something happens; this is the what. After trainer_open nothing is allocated any more. */
 #ifndef LLMC_TRAINER_H
 #define LLMC_TRAINER_H
+#include "base/file.h"
 #include "base/options.h"
 #include "data/loader.h"
 #include "data/tokenizer.h"
 #include "model/adamw.h"
 #include "model/generate.h"
 #include "model/schedule.h"
-#include "run/data_parallel.h"
+#include "run/checkpoint.h"
 #include "run/outlier.h"
 
 /* What, besides the tensors, makes a continuation bit-identical. Plain data, saved as it is. */
@@ -43,8 +44,8 @@ typedef struct {
     int32_t *host_tokens;      /* inputs and targets of one batch, (2,B,T) */
     int32_t *tokens, *targets; /* the same on the device */
     TrainerProgress progress;
-    float *full_m,
-        *full_v; /* the moments of all shares (param_count), to save and resume; NULL where not needed */
+    char staging[FILE_PATH_BYTES];
+    Checkpoint checkpoint; /* of the run folder; without one it does nothing */
     double peak_flops;
 } Trainer;
 
@@ -54,6 +55,7 @@ typedef struct {
     double loss_z, norm_z;
     bool skipped;    /* the update was left out as an outlier */
     bool save, stop; /* a signal asked for it, on any rank */
+    CheckpointVote votes;
 } StepResult;
 
 /* Chooses the model, opens data and tokenizer, allocates, initialises or resumes; says what it did. Refuses what
@@ -73,6 +75,12 @@ bool trainer_evaluate(Trainer *t, double *loss, Error *err);
 /* Prints a sample of the model as it is, to stdout. */
 void trainer_show_sample(Trainer *t);
 
-/* Writes the state to the run folder; does nothing without one. */
+/* --- checkpoints; all do nothing without a run folder --- */
+
+/* Makes the staging store ready to be written to. */
+bool trainer_start_saving(Trainer *t, Error *err);
+/* After a step, with the sum of all ranks' checkpoint_vote: commits and begins checkpoints; `asked` for or due. */
+bool trainer_checkpoint(Trainer *t, bool asked, const CheckpointVote *votes, Error *err);
+/* Saves the state as it is, and waits until it is committed. */
 bool trainer_save(Trainer *t, Error *err);
 #endif

@@ -1,0 +1,110 @@
+/* checkpoint.h: a training run in the checkpoint store: which tensors this rank owns, what all ranks must agree on, and
+ * how a run goes on from the newest state that all of them can read.
+ *
+ * A checkpoint holds every parameter and both moments, each rank's shares written by that rank, and small plain states
+ * written by rank 0. Names are those of tensors.h: params/wte, params/h.3.qkvw, adamw_m/..., state/progress. No layout
+ * is in it, so any number of ranks goes on from it. What a rank has to tell the others (is a shard under way? did it
+ * fail?) travels in the sums that end every step; nothing here waits for another rank inside a step. */
+#ifndef LLMC_CHECKPOINT_H
+#define LLMC_CHECKPOINT_H
+#include "ckpt/ckpt_reader.h"
+#include "run/data_parallel.h"
+
+/* --- when --- */
+
+typedef enum { CHECKPOINT_AT_END, CHECKPOINT_STEPS, CHECKPOINT_SECONDS, CHECKPOINT_AUTO } CheckpointKind;
+typedef struct {
+    CheckpointKind kind;
+    int64_t steps;  /* CHECKPOINT_STEPS */
+    double seconds; /* CHECKPOINT_SECONDS */
+} CheckpointEvery;
+
+/* 0: at the end only; N: steps; Ns, Nm, Nh: seconds, minutes, hours; auto: checkpoint_auto_seconds. */
+bool checkpoint_every_parse(const char *text, CheckpointEvery *every, Error *err);
+/* The interval that loses the least: T = Ts + sqrt(2 (Tf + Tr) Ts + Ts^2) for a checkpoint that costs the training Ts
+ * seconds, a mean time Tf between failures and Tr to restart (Young 1974, Daly 2006, as in arXiv 2410.18124), but so
+ * long that no more than tb_per_day terabytes a day are written. */
+double checkpoint_auto_seconds(double cost_seconds, double failure_seconds, double restart_seconds,
+                               double bytes, double tb_per_day);
+
+/* --- what --- */
+
+/* In a run folder. */
+#define CHECKPOINT_FOLDER "checkpoints"
+
+/* params/wte, params/h.3.qkvw: kind is params, adamw_m or adamw_v. */
+void checkpoint_tensor_name(char name[CKPT_NAME_BYTES], const char *kind, const TensorInfo *info, int layer);
+
+enum { CHECKPOINT_STATES_MAX = 4 };
+/* Small plain data, the same on every rank. */
+typedef struct {
+    const char *name;
+    void *data;
+    size_t bytes;
+} CheckpointState;
+
+typedef struct {
+    GPT2 *model;
+    DataParallel *parallel;
+    AdamW *optimizer;
+    CheckpointState states[CHECKPOINT_STATES_MAX];
+    int num_states;
+} CheckpointParts;
+
+typedef struct {
+    const char *staging; /* folder of this host's segments */
+    const char *remote; /* store.h: where checkpoints are drained to, and can be restored from; "": nowhere */
+    const char *io, *policy;
+    int keep;
+    CheckpointEvery every;
+    double failure_seconds, tb_per_day; /* of CHECKPOINT_AUTO */
+} CheckpointConfig;
+
+typedef struct {
+    CheckpointConfig config;
+    CheckpointParts parts;
+    Comm *comm;
+    int rank, size;
+    CkptReader *readers[2]; /* staging, remote: from checkpoint_open to checkpoint_start; NULL: none */
+    Ckpt *ckpt;             /* from checkpoint_start on */
+    TensorView *views;
+    size_t num_views;
+    CkptId restored;   /* attempt 0: none */
+    uint32_t attempt;  /* of this start of the run: one more than any seen, on any rank */
+    uint8_t run[16];   /* UUID */
+    int64_t pending;   /* step begun and not yet committed; -1: none */
+    double last_begun; /* log_seconds */
+    bool said_behind, said_failed;
+} Checkpoint;
+
+/* Lists this rank's tensors, looks at what is there, and agrees with the other ranks on which run this is. The memory of
+ * config's strings and of the parts must stay. */
+bool checkpoint_open(Checkpoint *c, const CheckpointConfig *config, const CheckpointParts *parts, Error *err);
+void checkpoint_close(Checkpoint *c);
+
+/* Reads a state of the newest checkpoint that has it whole, before anything else is decided by it; the same on all
+ * ranks. *found false: there is none. */
+bool checkpoint_peek(Checkpoint *c, const char *name, void *data, size_t bytes, bool *found, Error *err);
+/* Fills tensors and states from the newest checkpoint that all ranks can read, here or in the remote store, and gathers
+ * the parameters. One whose bytes do not match their checksums is passed over with a warning, for the one before it.
+ * *found false: nothing was ever completed. That there are some, and none can be read, is an error. */
+bool checkpoint_restore(Checkpoint *c, bool *found, Error *err);
+/* Opens the staging store for writing, after the restore if there was one. */
+bool checkpoint_start(Checkpoint *c, Error *err);
+
+/* --- every step --- */
+
+/* What this rank tells the others at the end of a step's backward. */
+typedef struct {
+    double writing, failed; /* 1: its shard is under way; could not be written */
+    double due;             /* 1: rank 0's clock says so */
+} CheckpointVote;
+CheckpointVote checkpoint_vote(const Checkpoint *c);
+/* Before the optimizer changes anything. */
+void checkpoint_fence(Checkpoint *c);
+/* After the step, with the votes of all ranks summed: commits what is durable everywhere, and begins the checkpoint of
+ * `step` if it is due or `asked` for and nothing is under way. Returns at once. */
+bool checkpoint_step(Checkpoint *c, int64_t step, bool asked, const CheckpointVote *sums, Error *err);
+/* Saves `step` and waits until it is committed on all ranks. */
+bool checkpoint_finish(Checkpoint *c, int64_t step, Error *err);
+#endif
