@@ -28,29 +28,43 @@ static uint32_t rotate(uint32_t x, int n) {
     return x >> n | x << (32 - n);
 }
 
-static void blocks_portable(uint32_t state[8], const unsigned char *p, size_t blocks) {
-    for (; blocks; blocks--, p += SHA256_BLOCK_BYTES) {
-        uint32_t w[64], s[8];
-        for (int i = 0; i < 16; i++)
-            w[i] = (uint32_t)p[4 * i] << 24 | (uint32_t)p[4 * i + 1] << 16 | (uint32_t)p[4 * i + 2] << 8 |
-                   p[4 * i + 3];
+static uint32_t load_u32(const unsigned char *p) {
+    return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+}
+
+/* Round i; instead of moving the eight variables along, the rounds that follow name them one further. */
+#define ROUND(a, b, c, d, e, f, g, h, i)                                                                     \
+    do {                                                                                                     \
+        uint32_t sum1 = rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25);                                        \
+        uint32_t sum0 = rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22);                                        \
+        uint32_t t = h + sum1 + ((e & f) ^ (~e & g)) + K[i] + w[i];                                          \
+        d += t;                                                                                              \
+        h = t + sum0 + ((a & b) ^ (a & c) ^ (b & c));                                                        \
+    } while (0)
+
+static void blocks_portable(uint32_t state[8], const unsigned char *data, size_t blocks) {
+    for (; blocks; blocks--, data += SHA256_BLOCK_BYTES) {
+        uint32_t w[64];
+        uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+        uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
+        for (int i = 0; i < 16; i++) w[i] = load_u32(data + 4 * i);
         for (int i = 16; i < 64; i++) {
-            uint32_t a = w[i - 15], b = w[i - 2];
-            w[i] = w[i - 16] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + w[i - 7] +
-                   (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
+            uint32_t x = w[i - 15], y = w[i - 2];
+            w[i] = w[i - 16] + (rotate(x, 7) ^ rotate(x, 18) ^ x >> 3) + w[i - 7] +
+                   (rotate(y, 17) ^ rotate(y, 19) ^ y >> 10);
         }
-        memcpy(s, state, sizeof s);
-        for (int i = 0; i < 64; i++) {
-            uint32_t choose = (s[4] & s[5]) ^ (~s[4] & s[6]);
-            uint32_t majority = (s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]);
-            uint32_t t1 =
-                s[7] + (rotate(s[4], 6) ^ rotate(s[4], 11) ^ rotate(s[4], 25)) + choose + K[i] + w[i];
-            uint32_t t2 = (rotate(s[0], 2) ^ rotate(s[0], 13) ^ rotate(s[0], 22)) + majority;
-            memmove(s + 1, s, 7 * sizeof s[0]);
-            s[4] += t1;
-            s[0] = t1 + t2;
+        for (int i = 0; i < 64; i += 8) {
+            ROUND(a, b, c, d, e, f, g, h, i);
+            ROUND(h, a, b, c, d, e, f, g, i + 1);
+            ROUND(g, h, a, b, c, d, e, f, i + 2);
+            ROUND(f, g, h, a, b, c, d, e, i + 3);
+            ROUND(e, f, g, h, a, b, c, d, i + 4);
+            ROUND(d, e, f, g, h, a, b, c, i + 5);
+            ROUND(c, d, e, f, g, h, a, b, i + 6);
+            ROUND(b, c, d, e, f, g, h, a, i + 7);
         }
-        for (int i = 0; i < 8; i++) state[i] += s[i];
+        state[0] += a, state[1] += b, state[2] += c, state[3] += d;
+        state[4] += e, state[5] += f, state[6] += g, state[7] += h;
     }
 }
 
