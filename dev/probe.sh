@@ -32,6 +32,18 @@ int main(void) { return MPI_Init(0, 0) + MPI_Finalize(); }' compile link
     fi
 }
 
+probe_uring() {
+    local code='#include <liburing.h>
+int main(void) { struct io_uring ring; return io_uring_queue_init(8, &ring, 0); }'
+    if try "$code" -luring; then
+        echo "URING_CFLAGS := -DHAVE_URING"
+        echo "URING_LIBS := -luring"
+        echo "  io_uring   found" >&2
+    else
+        echo "  io_uring   not found (liburing-dev): checkpoints are written with pwrite" >&2
+    fi
+}
+
 # The folders of pip's NVIDIA packages: site-packages/nvidia/{cu13,cublas,nccl,...}, of this python and of build/venv.
 pip_folders() {
     local python
@@ -131,4 +143,5 @@ if [ "${2:-}" = cuda ]; then
     probe_cuda
 else
     probe_mpi
+    probe_uring
 fi
