@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -284,6 +285,31 @@ static bool plain_free_bytes(CkptIo *io, const char *path, uint64_t *bytes, Erro
     return true;
 }
 
+static CkptFile *plain_lock(CkptIo *io, const char *path, bool exclusive, bool *busy, Error *err) {
+    struct stat held, named;
+    *busy = false;
+    for (;;) {
+        int result;
+        CkptFile *file = plain_open(io, path, CKPT_IO_READ | CKPT_IO_WRITE | CKPT_IO_CREATE, err);
+        if (!file) return NULL;
+        while ((result = flock(file->fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB)) < 0 && errno == EINTR) {
+        }
+        *busy = result < 0 && errno == EWOULDBLOCK;
+        if (result < 0) {
+            file_error(err, path, "lock");
+        } else if (fstat(file->fd, &held) < 0) {
+            file_error(err, path, "ask what was locked");
+        } else if (stat(path, &named) == 0 && held.st_dev == named.st_dev && held.st_ino == named.st_ino) {
+            return file;
+        } else {
+            plain_close_file(io, file);
+            continue; /* removed by who held it before */
+        }
+        plain_close_file(io, file);
+        return NULL;
+    }
+}
+
 const CkptIoBody ckpt_io_plain_body = {
     .name = "pwrite",
     .close = plain_close,
@@ -301,6 +327,7 @@ const CkptIoBody ckpt_io_plain_body = {
     .sync_directory = plain_sync_directory,
     .list = plain_list,
     .free_bytes = plain_free_bytes,
+    .lock = plain_lock,
 };
 
 bool ckpt_io_plain_open(CkptIo *io, Error *err) {
