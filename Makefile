@@ -56,8 +56,8 @@ $(BUILD)/config.mk: dev/probe.sh
 	@mkdir -p $(@D)
 	@dev/probe.sh $(CC) >$@
 $(BUILD)/llmc/comm/%.o $(BUILD)/dev/bench/%.o: CFLAGS += $(MPI_CFLAGS)
-$(BUILD)/llmc/ckpt/%.o: CFLAGS += $(URING_CFLAGS)
-LDLIBS   += $(MPI_LIBS) $(URING_LIBS) -lpthread
+$(BUILD)/llmc/ckpt/%.o: CFLAGS += $(URING_CFLAGS) $(CURL_CFLAGS)
+LDLIBS   += $(MPI_LIBS) $(URING_LIBS) $(CURL_LIBS) -lpthread
 
 ifneq ($(filter %cu cuda_% %.cu.o,$(MAKECMDGOALS)),)
 -include $(BUILD)/cuda.mk
@@ -96,6 +96,7 @@ $(BUILD)/test/%: $(BUILD)/dev/test/%.o $(LIB)
 	@mkdir -p $(@D)
 	@echo '  LD   $@'
 	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/test/test_ckpt_io $(BUILD)/test/test_ckpt_crash: $(BUILD)/dev/test/ckpt_io_sim.o
 $(BUILD)/bench/%: $(BUILD)/dev/bench/%.o $(LIB)
 	@mkdir -p $(@D)
 	@echo '  LD   $@'

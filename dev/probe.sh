@@ -44,6 +44,18 @@ int main(void) { struct io_uring ring; return io_uring_queue_init(8, &ring, 0); 
     fi
 }
 
+probe_curl() {
+    local code='#include <curl/curl.h>
+int main(void) { return curl_easy_setopt(curl_easy_init(), CURLOPT_UPLOAD_BUFFERSIZE, 1L); }' # of 7.62
+    if try "$code" -lcurl; then
+        echo "CURL_CFLAGS := -DHAVE_CURL"
+        echo "CURL_LIBS := -lcurl"
+        echo "  libcurl   found" >&2
+    else
+        echo "  libcurl   not found (libcurl4-openssl-dev): checkpoints go to folders, not to s3://" >&2
+    fi
+}
+
 # The folders of pip's NVIDIA packages: site-packages/nvidia/{cu13,cublas,nccl,...}, of this python and of build/venv.
 pip_folders() {
     local python
@@ -144,4 +156,5 @@ if [ "${2:-}" = cuda ]; then
 else
     probe_mpi
     probe_uring
+    probe_curl
 fi
