@@ -56,7 +56,8 @@ $(BUILD)/config.mk: dev/probe.sh
 	@mkdir -p $(@D)
 	@dev/probe.sh $(CC) >$@
 $(BUILD)/llmc/comm/%.o $(BUILD)/dev/bench/%.o: CFLAGS += $(MPI_CFLAGS)
-LDLIBS   += $(MPI_LIBS) -lpthread
+$(BUILD)/llmc/ckpt/%.o: CFLAGS += $(URING_CFLAGS) $(CURL_CFLAGS)
+LDLIBS   += $(MPI_LIBS) $(URING_LIBS) $(CURL_LIBS) -lpthread
 
 ifneq ($(filter %cu cuda_% %.cu.o,$(MAKECMDGOALS)),)
 -include $(BUILD)/cuda.mk
@@ -76,7 +77,7 @@ CFLAGS   += -DUSE_BLAS='"$(BLAS)"'
 LDLIBS   += $(BLAS_$(BLAS))
 endif
 
-LIB_SRC  := $(wildcard llmc/base/*.c llmc/model/*.c llmc/data/*.c llmc/comm/*.c llmc/run/*.c) $(wildcard $(CPU_ONCE))
+LIB_SRC  := $(wildcard llmc/base/*.c llmc/model/*.c llmc/data/*.c llmc/comm/*.c llmc/ckpt/*.c llmc/run/*.c) $(wildcard $(CPU_ONCE))
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach isa,$(CPU_ISAS),$(CPU_SRC:%.c=$(BUILD)/%.$(isa).o))
 LIB      := $(BUILD)/libtoroid.a
 TESTS    := $(patsubst dev/test/%.c,$(BUILD)/test/%,$(wildcard dev/test/test_*.c))
@@ -95,6 +96,7 @@ $(BUILD)/test/%: $(BUILD)/dev/test/%.o $(LIB)
 	@mkdir -p $(@D)
 	@echo '  LD   $@'
 	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/test/test_ckpt_io $(BUILD)/test/test_ckpt_crash: $(BUILD)/dev/test/ckpt_io_sim.o
 $(BUILD)/bench/%: $(BUILD)/dev/bench/%.o $(LIB)
 	@mkdir -p $(@D)
 	@echo '  LD   $@'

@@ -32,6 +32,30 @@ int main(void) { return MPI_Init(0, 0) + MPI_Finalize(); }' compile link
     fi
 }
 
+probe_uring() {
+    local code='#include <liburing.h>
+int main(void) { struct io_uring ring; return io_uring_queue_init(8, &ring, 0); }'
+    if try "$code" -luring; then
+        echo "URING_CFLAGS := -DHAVE_URING"
+        echo "URING_LIBS := -luring"
+        echo "  io_uring   found" >&2
+    else
+        echo "  io_uring   not found (liburing-dev): checkpoints are written with pwrite" >&2
+    fi
+}
+
+probe_curl() {
+    local code='#include <curl/curl.h>
+int main(void) { return curl_easy_setopt(curl_easy_init(), CURLOPT_UPLOAD_BUFFERSIZE, 1L); }' # of 7.62
+    if try "$code" -lcurl; then
+        echo "CURL_CFLAGS := -DHAVE_CURL"
+        echo "CURL_LIBS := -lcurl"
+        echo "  libcurl   found" >&2
+    else
+        echo "  libcurl   not found (libcurl4-openssl-dev): checkpoints go to folders, not to s3://" >&2
+    fi
+}
+
 # The folders of pip's NVIDIA packages: site-packages/nvidia/{cu13,cublas,nccl,...}, of this python and of build/venv.
 pip_folders() {
     local python
@@ -131,4 +155,6 @@ if [ "${2:-}" = cuda ]; then
     probe_cuda
 else
     probe_mpi
+    probe_uring
+    probe_curl
 fi

@@ -46,6 +46,7 @@ needs() { # needs "COMMAND..." TEST...: skips unless the commands are there
 if [ "${INSTALL:-1}" = 1 ]; then
     have gcc make python3 curl || install_packages gcc make libc6-dev python3 curl
     have clang clang-format shellcheck || install_packages clang clang-format libomp-dev shellcheck
+    [ -e /usr/include/liburing.h ] || install_packages liburing-dev
     have mpicc mpirun || install_packages libopenmpi-dev openmpi-bin
     have aarch64-linux-gnu-gcc qemu-aarch64 || install_packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
     [ -e /usr/include/x86_64-linux-gnu/cblas.h ] || [ -e /usr/include/cblas.h ] || install_packages libopenblas-dev

@@ -101,9 +101,9 @@ static void classify(size_t T) {
     classifier(big[1], losses, targets, 1e-3f, rows, V, Vp);
 }
 static void adamw(size_t T) {
-    const AdamWArgs args = {1e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 3};
+    const AdamWArgs args = {1e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 3, 0, 0};
     (void)T;
-    adamw_kernel(big[0], big[1], big[2], big[3], PARAMS, &args);
+    adamw_kernel(big[0], NULL, big[1], big[2], big[3], PARAMS, &args);
 }
 static void norm(size_t T) {
     (void)T;

@@ -32,7 +32,7 @@ int main(int argc, char **argv) {
                          .window = atoi(bench_option(argc, argv, "--window", "0"))};
     DeviceConfig device = {atoi(bench_option(argc, argv, "--threads", "0")), precision,
                            bench_option(argc, argv, "--isa", "auto")};
-    AdamWConfig adamw = {0.9f, 0.95f, 1e-8f, 0.1f};
+    AdamWConfig adamw = {0.9f, 0.95f, 1e-8f, 0.1f, 0};
     GPT2 m;
     AdamW o;
     Error err;

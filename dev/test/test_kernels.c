@@ -124,7 +124,7 @@ static void check_adamw(const char *isa, size_t n, AdamWArgs args) {
     for (int threads = 1; threads <= 3; threads++) {
         test_threads(threads);
         float *p = test_copy(p0, n), *g = test_copy(g0, n), *m = test_copy(m0, n), *v = test_copy(v0, n);
-        adamw_kernel(p, g, m, v, n, &args);
+        adamw_kernel(p, NULL, g, m, v, n, &args);
         test_near(isa, "adamw p", p, p_wide, n, 1e-7);
         test_near(isa, "adamw m", m, m_wide, n, 2e-7);
         test_near(isa, "adamw v", v, v_wide, n, 2e-7);
@@ -192,8 +192,8 @@ static void check_isa(const char *isa) {
     }
     check_classifier_nan(isa, 2);
     check_classifier_nan(isa, 77);
-    const AdamWArgs first = {6e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.7f, 1},
-                    late = {3e-4f, 0.9f, 0.999f, 1e-8f, 0, 1, 5000};
+    const AdamWArgs first = {6e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.7f, 1, 0, 0},
+                    late = {3e-4f, 0.9f, 0.999f, 1e-8f, 0, 1, 5000, 0, 0};
     const size_t sizes[] = {0, 1, 3, 17, 1000, 40003};
     for (size_t i = 0; i < 6; i++) {
         check_adamw(isa, sizes[i], first);

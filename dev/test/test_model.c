@@ -101,7 +101,7 @@ static void outliers(void) {
 
 /* One optimizer over everything, or two over uneven shares: the same bits. */
 static void adamw_shards(void) {
-    AdamWConfig config = {0.9f, 0.95f, 1e-8f, 0.1f};
+    AdamWConfig config = {0.9f, 0.95f, 1e-8f, 0.1f, 0};
     GPT2 a = make_model(small, 1, 4, true), b = make_model(small, 1, 4, true);
     size_t n = a.param_count, cuts[] = {0, 17, n / 2 + 3, n};
     Error err;

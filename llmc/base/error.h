@@ -5,6 +5,9 @@
 #ifndef LLMC_ERROR_H
 #define LLMC_ERROR_H
 #include <stdbool.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef struct {
     char text[768];
@@ -20,4 +23,7 @@ bool error_set_errno(Error *err, const char *format, ...) __attribute__((format(
 
 /* Exit codes of every program of the project. */
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_STOPPED_AND_SAVED = 75 };
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -6,6 +6,9 @@
 #ifndef LLMC_RNG_H
 #define LLMC_RNG_H
 #include <stdint.h>
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* Streams keep the users of one seed apart; the low 48 bits are free for the user (tensor, layer, epoch). */
 enum { RNG_INIT = 1, RNG_SHUFFLE = 2, RNG_SAMPLE = 3, RNG_TEST = 4, RNG_ROUND = 5 };
@@ -22,4 +25,7 @@ double rng_normal(uint64_t seed, uint64_t stream, uint64_t index);
 /* A bijection of [0, n) chosen by (seed, stream): the place of index i; n >= 1, i < n.
  * A balanced Feistel network over the next even number of bits, walked until it lands inside. */
 uint64_t rng_permute(uint64_t seed, uint64_t stream, uint64_t n, uint64_t i);
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -8,7 +8,8 @@
  *
  * What always holds: nothing here blocks training but ckpt_fence, and that only while memory that is about to change is
  * still being read; a crash at any instruction leaves every checkpoint that was restorable before restorable; a segment
- * of a restorable checkpoint is never written to while that checkpoint is kept; all memory is allocated in ckpt_open. */
+ * of a restorable checkpoint is never written to while that checkpoint is kept; all memory is allocated in ckpt_open, but
+ * for what the thread needs to merge tables. */
 #ifndef LLMC_CKPT_H
 #define LLMC_CKPT_H
 #include "base/error.h"
@@ -43,15 +44,20 @@ int ckpt_id_compare(CkptId a, CkptId b);
 typedef enum { CKPT_POLICY_AUTO, CKPT_POLICY_LAZY, CKPT_POLICY_SNAPSHOT } CkptPolicy;
 
 typedef struct {
-    const char *directory; /* the staging store; made if absent */
-    const char *node;      /* this host's name in file names */
-    const char *io;        /* auto, uring, plain */
-    int rank, size;        /* of the writers of one checkpoint */
-    uint32_t attempt;
-    uint8_t run[16];          /* UUID of the run: seeds every checksum */
-    uint64_t payload_bytes;   /* the most that one checkpoint of this rank holds, its tensors alone */
-    int views_max;            /* the most views of one ckpt_begin */
-    int keep;                 /* restorable checkpoints that are kept, the newest ones; >= 1 */
+    const char *directory;  /* the staging store; made if absent */
+    const char *node;       /* this host's name in file names */
+    const char *io;         /* auto, uring, plain */
+    int rank, size;         /* of the writers of one checkpoint */
+    bool node_first;        /* the lowest rank of those that share the folder: merges tables, clears up */
+    uint32_t attempt;       /* >= 1, larger than any in the folder, the same on all ranks */
+    uint8_t run[16];        /* UUID of the run: seeds every checksum */
+    CkptId newest;          /* the newest restorable checkpoint, if newest_agreed; attempt 0: there is none */
+    bool newest_agreed;     /* all ranks agreed on newest; then shards that nobody committed are let go */
+    uint64_t payload_bytes; /* the most that one checkpoint of this rank holds, its tensors alone */
+    uint64_t copied_bytes;  /* of it in views that are `copied`; 0: 1 MiB */
+    int views_max;          /* the most views of one ckpt_begin */
+    int keep;               /* restorable checkpoints that are kept, the newest ones; >= 1 */
+    int segments_max;       /* of this rank; 0: as many as there is room for (64 at most) */
     bool keep_until_uploaded; /* a drainer is there: only what the store has confirmed may go */
     CkptPolicy policy;
 } CkptConfig;
@@ -87,10 +93,16 @@ bool ckpt_begin(Ckpt *ckpt, uint64_t step, const TensorView *views, size_t count
 /* Returns when no memory of a view is read any more: call it before the tensors change. */
 void ckpt_fence(Ckpt *ckpt);
 /* All ranks' shards of this step are durable (the callers agreed so): the thread merges their index tables, where this
- * rank is the first of its node, writes COMMIT, and lets go of checkpoints beyond `keep`. Returns at once. */
-void ckpt_commit(Ckpt *ckpt, uint64_t step);
+ * rank is the first of its node, writes COMMIT, and lets go of checkpoints beyond `keep`. Returns at once. best: the best
+ * so far, say by validation loss; it is kept until another one is. Every rank must say the same. */
+void ckpt_commit(Ckpt *ckpt, uint64_t step, bool best);
 /* Waits at most `seconds` until the shard of the newest begin is durable or has failed (durable) or, after ckpt_commit,
  * until its commit is too; false: not yet, or failed (status tells). */
 bool ckpt_wait(Ckpt *ckpt, double seconds);
 CkptStatus ckpt_status(Ckpt *ckpt);
+
+/* Marks of a checkpoint in a staging folder, from any process, also while a run writes there. UPLOADED: the store has
+ * all of it and its COMMIT. */
+typedef enum { CKPT_MARK_UPLOADED, CKPT_MARK_PIN, CKPT_MARK_UNPIN } CkptMark;
+bool ckpt_mark(const char *directory, CkptId id, CkptMark mark, Error *err);
 #endif

@@ -50,6 +50,10 @@ typedef struct {
     bool (*list)(CkptIo *io, const char *path, void (*each)(void *ctx, const char *name), void *ctx,
                  Error *err);
     bool (*free_bytes)(CkptIo *io, const char *path, uint64_t *bytes, Error *err);
+    /* An advisory lock of the file `path`, which is made if absent, until close_file; never waits: where others hold
+     * it, NULL with *busy true and err set. What is locked is the file that has this name then, so that who holds it
+     * alone may remove it. Means nothing after a crash. A body for one process alone leaves this NULL. */
+    CkptFile *(*lock)(CkptIo *io, const char *path, bool exclusive, bool *busy, Error *err);
 } CkptIoBody;
 
 struct CkptIo {

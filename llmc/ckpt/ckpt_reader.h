@@ -52,6 +52,21 @@ bool ckpt_reader_has(CkptReader *reader, CkptId id, const char *name, uint64_t b
  * undefined and err names checkpoint, tensor, file, offset, and what to do. */
 bool ckpt_reader_read(CkptReader *reader, CkptId id, const char *name, CkptType type, uint64_t begin,
                       uint64_t end, void *data, Error *err);
+/* The shards of a checkpoint that are here, by rank: what a drainer uploads. *shards lives as long as the reader. */
+typedef struct {
+    char node[CKPT_NAME_BYTES];
+    uint32_t rank;
+    char name[192]; /* in the place: seg/... in a staging folder, a key in a store */
+    uint64_t bytes; /* up to and with the footer: the object in a store */
+} CkptShard;
+bool ckpt_reader_shards(CkptReader *reader, CkptId id, const CkptShard **shards, size_t *count, Error *err);
+/* The merged table of the shards that are here, and a COMMIT record, as a store keeps them. *data lives as long as the
+ * reader. */
+bool ckpt_reader_table(CkptReader *reader, CkptId id, const void **data, size_t *bytes, Error *err);
+bool ckpt_reader_commit_record(CkptReader *reader, CkptId id, uint8_t record[4096], Error *err);
+/* Keys in a store: what is "seg" (with node and rank), "table" or "COMMIT". */
+void ckpt_store_key(char key[192], CkptId id, const char *what, const char *node, uint32_t rank);
+
 /* Reads and checks every chunk of a checkpoint; counts bad chunks and says the first in err; progress (0 .. 1) may be
  * NULL. */
 bool ckpt_reader_verify(CkptReader *reader, CkptId id, uint64_t *bad_chunks, void (*progress)(double done),

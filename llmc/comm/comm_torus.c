@@ -1,9 +1,10 @@
 /* comm_torus.c: the backend that follows the wires: collectives over the plan of a topology (plan.h), by TCP (tcp.h).
  *
- * Every operation is a set of tracks that proceed at the same time in one poll loop (torus_run): a track for each
- * colour of the plan, or one that goes around all axes (small sums), down a tree (broadcast) or between two ranks. A
- * track is a list of stages, each of a few streams (stream.h). On the control channel, all neighbours exchange the
- * header of every operation before its data: what differs is an error there.
+ * Every operation is a set of tracks that proceed at the same time in one poll loop (torus_run): a track for each part
+ * of each colour of the plan, or one that goes around all axes (small sums), down a tree (broadcast) or between two
+ * ranks. A track is a list of stages, each of a few streams (stream.h). The parts of a colour follow one another through
+ * the stages like cars on a road, so that no wire idles while a phase waits for its last byte. On the control channel,
+ * all neighbours exchange the header of every operation before its data: what differs is an error there.
  *
  * What always holds: a byte that arrives on a connection belongs to the oldest operation there that is not complete;
  * sums are added in an order that the plan fixes, and every element has the same bits on all ranks. */
@@ -15,7 +16,11 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { POLL_MILLISECONDS = 10 };
+enum {
+    POLL_MILLISECONDS = 10,
+    PARTS_MAX = 16,        /* of a colour: more save no time */
+    PIECE_BYTES = 8 << 10, /* parts are not made smaller than this for every rank */
+};
 
 /* --- the loop --- */
 
@@ -46,16 +51,20 @@ static StreamStatus torus_move(Torus *t, bool *moved, bool *done, Port **port) {
     return STREAM_FINE;
 }
 
-static int torus_polls(const Torus *t, struct pollfd *polls) {
+static int torus_polls(Torus *t) {
+    struct pollfd *polls = t->polls;
     int n = 0;
     for (int i = 0; i < t->tracks; i++)
         for (int s = 0; s < t->track[i].streams && !t->track[i].done; s++)
-            n += stream_polls(&t->track[i].stream[s], polls + n);
+            n += stream_polls(&t->track[i].stream[s], polls + n, t->polled + n);
     for (int i = 0; i < t->ports && !t->headers_with_data; i++)
-        if (!port_complete(&t->port[i]))
+        if (!port_complete(&t->port[i])) {
+            t->polled[n] = &t->port[i];
             polls[n++] = (struct pollfd){
                 .fd = t->port[i].fd,
                 .events = t->port[i].header_out < sizeof(CommHeader) ? POLLIN | POLLOUT : POLLIN};
+        }
+    CHECK_OP(n, <=, TORUS_POLLS_MAX);
     for (int i = 0; i < t->alarms; i++) polls[n++] = (struct pollfd){.fd = t->alarm_fd[i], .events = POLLIN};
     return n;
 }
@@ -131,9 +140,9 @@ TorusStatus torus_run(Torus *t, Error *err) {
             moved_at = log_seconds();
             continue;
         }
-        int n = torus_polls(t, t->polls);
-        CHECK_OP(n, <=, TORUS_POLLS_MAX + t->alarms);
-        poll(t->polls, (nfds_t)n, POLL_MILLISECONDS);
+        int n = torus_polls(t);
+        if (poll(t->polls, (nfds_t)n, POLL_MILLISECONDS) > 0)
+            for (int i = 0; i < n - t->alarms; i++) port_polled(t->polled[i], &t->polls[i]);
         if (torus_alarmed(t, t->polls + n - t->alarms)) return TORUS_ALARM;
         double waited = log_seconds() - moved_at;
         if (waited < POLL_MILLISECONDS * 1e-3) continue;
@@ -162,9 +171,10 @@ static void phase_streams(Torus *t, Track *k, const PlanRing *ring, int low, int
                    .length = n,
                    .reduce = down,
                    .type = t->type,
-                   .op = t->op};
-    Port *next = ring->next >= 0 ? colour_port(t, k->colour, ring->next) : NULL;
-    Port *prev = ring->prev >= 0 ? colour_port(t, k->colour, ring->prev) : NULL;
+                   .op = t->op,
+                   .turn = k->part};
+    Port *next = ring->next >= 0 ? colour_port(t, k->colour, !down, ring->next) : NULL;
+    Port *prev = ring->prev >= 0 ? colour_port(t, k->colour, !down, ring->prev) : NULL;
     k->streams = 0;
     if (n == 1) return;
     Stream *a = &k->stream[k->streams++], *b = NULL;
@@ -245,7 +255,7 @@ static void exchange_advance(Torus *t, Track *k) {
         (Layout){.data = t->exchange, .element = element, .positions = n, .count = t->count * (size_t)n};
     memcpy(t->exchange + (size_t)i * bytes, t->data, bytes);
     snprintf(k->name, sizeof k->name, "exchange on axis %d", k->stage++);
-    Stream base = {.layout = &k->layout, .width = 1, .length = n, .lag = 1};
+    Stream base = {.layout = &k->layout, .width = 1, .length = n, .lag = 1, .turn = -1};
     Stream *a = &k->stream[0], *b = &k->stream[1];
     *a = *b = base;
     a->in = b->out = ring.prev >= 0 ? torus_port(t, ring.prev) : NULL;
@@ -278,7 +288,7 @@ static void once_begin(Torus *t, Track *k, Port *in, Port *const *out, int outs)
     k->streams = outs ? outs : 1;
     for (int i = 0; i < k->streams; i++) {
         Stream *s = &k->stream[i];
-        *s = (Stream){.layout = &k->layout, .width = 1, .length = 1, .step = 1};
+        *s = (Stream){.layout = &k->layout, .width = 1, .length = 1, .step = 1, .turn = -1};
         s->in = i == 0 ? in : NULL;
         s->recv_blocks = s->in != NULL;
         s->out = outs ? out[i] : NULL;
@@ -289,6 +299,11 @@ static void once_begin(Torus *t, Track *k, Port *in, Port *const *out, int outs)
 
 /* --- beginning --- */
 
+static void port_begin(Port *port) {
+    port->turn_in = port->turn_out = 0;
+    port->full = port->empty = false;
+}
+
 static void torus_begin(Torus *t, void *data, size_t count, CommType type, CommOp op) {
     t->data = data;
     t->count = count;
@@ -298,7 +313,13 @@ static void torus_begin(Torus *t, void *data, size_t count, CommType type, CommO
     t->group->algorithm = t->algorithm;
     t->tracks = 0;
     t->headers_with_data = false;
-    for (int i = 0; i < t->ports; i++) t->port[i].header_in = t->port[i].header_out = 0;
+    for (int i = 0; i < t->ports; i++) {
+        t->port[i].header_in = t->port[i].header_out = 0;
+        port_begin(&t->port[i]);
+    }
+    for (int c = 0; c < t->plan.colours; c++)
+        for (int half = 0; half < TORUS_HALVES; half++)
+            for (int i = 0; i < t->colour[c][half].ports; i++) port_begin(&t->colour[c][half].port[i]);
 }
 
 static size_t share(size_t count, double upto) {
@@ -306,42 +327,57 @@ static size_t share(size_t count, double upto) {
     return n < count ? n : count;
 }
 
-/* Elements of a range that lie before colour c. */
-static size_t colour_from(const Torus *t, int c, size_t count, bool single) {
-    return c == 0 ? 0 : single || c == t->plan.colours ? count : share(count, t->weight_before[c]);
+/* How the data is cut: into the colours of the plan, each into `parts`. Small ones are one: more would be more steps
+ * only. */
+typedef struct {
+    int colours, parts;
+} Cut;
+
+static Cut torus_cut(const Torus *t, size_t bytes, bool shared_out) {
+    if (shared_out && bytes <= t->plan.exchange_bytes_max) return (Cut){1, 1};
+    int colours = t->plan.colours, most = TORUS_TRACKS_MAX / colours;
+    size_t parts = bytes / ((size_t)colours * (size_t)t->group->size * PIECE_BYTES);
+    if (most > PARTS_MAX) most = PARTS_MAX;
+    if (t->plan.colour[0].phases == 1 && t->plan.colours == 1) most = 1; /* nothing overlaps */
+    return (Cut){colours, parts < 1 ? 1 : parts > (size_t)most ? most : (int)parts};
 }
 
-/* One track for each colour, over stages from .. to of 2 * phases; offsets: every rank's own range, or NULL. */
+/* Elements of a range that lie before a part of a colour. */
+static size_t part_from(const Torus *t, Cut cut, int colour, int part, size_t count) {
+    if (part == cut.parts) colour++, part = 0;
+    if (colour == cut.colours) return count;
+    double upto = t->weight_before[colour] + t->plan.colour[colour].weight * part / cut.parts;
+    return colour + part ? share(count, upto) : 0;
+}
+
+/* A track for each part of each colour, over stages from .. to of 2 * phases; offsets: every rank's own range, or
+ * NULL. */
 static void colours_begin(Torus *t, const size_t *offsets, bool down, bool up) {
     size_t n = (size_t)t->group->size, element = comm_type_bytes(t->type);
-    bool single =
-        offsets && t->count * element <= t->plan.exchange_bytes_max; /* more would be more steps only */
-    t->tracks = single ? 1 : t->plan.colours;
-    if (t->plan.flat)
-        snprintf(t->algorithm, sizeof t->algorithm, "halving");
-    else
-        snprintf(t->algorithm, sizeof t->algorithm, "%d colour%s", t->tracks, t->tracks == 1 ? "" : "s");
-    for (int c = 0; c < t->tracks; c++) {
-        Track *k = &t->track[c];
-        int phases = t->plan.colour[c].phases;
+    Cut cut = torus_cut(t, t->count * element, offsets);
+    t->tracks = cut.colours * cut.parts;
+    for (int i = 0; i < t->tracks; i++) {
+        Track *k = &t->track[i];
+        int c = i % cut.colours, part = i / cut.colours, phases = t->plan.colour[c].phases;
         k->advance = colour_advance;
         k->colour = c;
+        k->part = part;
         k->done = false;
         k->streams = 0;
         k->stage = down ? 0 : phases;
         k->stages = up ? 2 * phases : phases;
         k->layout = (Layout){.data = t->data, .element = element, .positions = t->group->size};
         if (!offsets) {
-            k->layout.base = colour_from(t, c, t->count, single);
-            k->layout.count = colour_from(t, c + 1, t->count, single) - k->layout.base;
+            k->layout.base = part_from(t, cut, c, part, t->count);
+            k->layout.count = part_from(t, cut, c, part + 1, t->count) - k->layout.base;
             continue;
         }
-        size_t *start = t->start + (size_t)c * (n + 1), *at = t->at + (size_t)c * n;
+        size_t *start = t->start + (size_t)i * (n + 1), *at = t->at + (size_t)i * n;
         start[0] = 0;
         for (int p = 0; p < t->group->size; p++) {
             int rank = plan_rank_at(&t->plan, c, p);
             size_t length = offsets[rank + 1] - offsets[rank];
-            size_t from = colour_from(t, c, length, single), to = colour_from(t, c + 1, length, single);
+            size_t from = part_from(t, cut, c, part, length), to = part_from(t, cut, c, part + 1, length);
             at[p] = offsets[rank] + from;
             start[p + 1] = start[p] + to - from;
         }
@@ -352,7 +388,7 @@ static void colours_begin(Torus *t, const size_t *offsets, bool down, bool up) {
 
 bool torus_prepare(Torus *t, const TorusCall *call, Error *err) {
     torus_begin(t, call->data, call->count, call->type, call->op);
-    Port *out[2 * PLAN_AXES_MAX];
+    Port *out[TORUS_PEERS_MAX];
     int outs = 0, rank = t->group->rank;
     size_t bytes = call->count * comm_type_bytes(call->type);
     switch (call->operation) {

@@ -1,8 +1,9 @@
 /* stream.h: data that flows through this rank: in from one peer, out to another, block by block, summed or copied on
  * the way; and where in the caller's buffer it lies. The torus backend builds every algorithm of these.
  *
- * What is received is handed on as soon as it is there, without waiting for the end of a block. Nothing here waits:
- * stream_move does what the sockets allow, stream_polls says what to wait for. */
+ * What is received is handed on as soon as it is there, without waiting for the end of a block. Streams that share a
+ * connection take turns on it, each way by itself. Nothing here waits: stream_move does what the sockets allow,
+ * stream_polls says what to wait for; a socket that had nothing to give or no room is left alone until poll wakes it. */
 #ifndef LLMC_STREAM_H
 #define LLMC_STREAM_H
 #include "comm/backend.h"
@@ -15,6 +16,8 @@ typedef struct {
     int peer, fd;
     size_t header_out, header_in; /* bytes done */
     CommHeader theirs;
+    int turn_out, turn_in; /* of which stream it is the turn to send and to receive */
+    bool full, empty;      /* it took, or gave, less than it could; poll has not said more since */
 } Port;
 
 /* The data of a colour: `positions` pieces, in the order of its plan. Either one range of the buffer, in pieces of equal
@@ -36,6 +39,8 @@ struct Stream {
     int first_recv, recv_blocks, recv_done;
     int first_send, send_blocks, send_done;
     size_t recv_bytes, send_bytes; /* done of the current block */
+    int turn;                      /* on both ports, from 0 on; -1: it is alone there */
+    bool sent, received;           /* all blocks, and the turn is the next one's */
     const Stream *gate; /* block k may be sent as far as gate has received its block k - lag; NULL: at once */
     int lag;
     const Stream
@@ -52,7 +57,9 @@ typedef enum { STREAM_FINE, STREAM_BROKEN, STREAM_MISMATCH } StreamStatus;
 bool stream_complete(const Stream *s);
 /* *moved is set if anything went; *port is the one that broke or whose header differs. staging: STREAM_STAGING_BYTES. */
 StreamStatus stream_move(Stream *s, const CommHeader *header, char *staging, bool *moved, Port **port);
-int stream_polls(const Stream *s, struct pollfd *polls);
+/* What to poll for, and for which port; port_polled takes the answer. */
+int stream_polls(const Stream *s, struct pollfd *polls, Port **ports);
+void port_polled(Port *port, const struct pollfd *poll);
 
 bool port_complete(const Port *port);
 StreamStatus port_move(Port *port, const CommHeader *header, bool *moved);

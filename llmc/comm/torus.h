@@ -8,9 +8,11 @@
 #include "comm/tcp.h"
 
 enum {
-    TORUS_STREAMS_MAX = 2 * PLAN_AXES_MAX,
-    TORUS_POLLS_MAX =
-        PLAN_COLOURS_MAX * 2 * STREAM_POLLS + TORUS_STREAMS_MAX * STREAM_POLLS + 2 * PLAN_AXES_MAX + 1
+    TORUS_PEERS_MAX = 2 * PLAN_AXES_MAX,
+    TORUS_STREAMS_MAX = TORUS_PEERS_MAX,
+    TORUS_TRACKS_MAX = 64,
+    TORUS_HALVES = 2, /* reduce-scatter, all-gather: with connections of their own, so that neither waits */
+    TORUS_POLLS_MAX = (PLAN_COLOURS_MAX * TORUS_HALVES + 2) * TORUS_PEERS_MAX * STREAM_POLLS
 };
 
 typedef struct Torus Torus;
@@ -20,17 +22,17 @@ typedef struct Track Track;
 struct Track {
     void (*advance)(Torus *t, Track *track);
     bool done;
-    int colour, stage, stages;
+    int colour, part, stage, stages;
     int streams;
     Stream stream[TORUS_STREAMS_MAX];
     Layout layout;
     char name[64];
 };
 
-/* The connections of a colour. */
+/* The connections of one half of a colour. */
 typedef struct {
     int ports;
-    Port port[2 * PLAN_AXES_MAX];
+    Port port[TORUS_PEERS_MAX];
 } ColourPorts;
 
 typedef struct {
@@ -62,15 +64,16 @@ struct Torus {
     bool exchanges; /* every axis allows plan_exchange */
     double weight_before[PLAN_COLOURS_MAX + 1];
     int ports;
-    Port port[2 * PLAN_AXES_MAX]; /* to all neighbours, on the control channel */
-    ColourPorts colour[PLAN_COLOURS_MAX];
+    Port port[TORUS_PEERS_MAX]; /* to all neighbours, on the control channel */
+    ColourPorts colour[PLAN_COLOURS_MAX][TORUS_HALVES];
     char *staging, *exchange, *scratch;
     size_t exchange_bytes, scratch_bytes;
     TorusSaved saved[2];   /* of operation s at s % 2: a rank may be one ahead of another */
-    size_t *start, *at;    /* (PLAN_COLOURS_MAX, size + 1) */
+    size_t *start, *at;    /* (TORUS_TRACKS_MAX, size + 1) */
     int *parent;           /* (size) */
     int alarms, *alarm_fd; /* to rank 0, or rank 0's to all others: readable when a wire has died */
     struct pollfd *polls;
+    Port **polled; /* whose they are */
     int broken_peer;
     /* of the operation that runs */
     CommHeader header;
@@ -82,7 +85,7 @@ struct Torus {
         headers_with_data; /* every neighbour gets data on the control channel, and the header goes with it */
     char algorithm[24];    /* for comm_last_algorithm */
     int tracks;
-    Track track[PLAN_COLOURS_MAX];
+    Track track[TORUS_TRACKS_MAX];
 };
 
 /* comm_torus.c */
@@ -101,7 +104,7 @@ bool torus_repair(Torus *t, const TorusCall *call, TorusStatus status, Error *er
 bool torus_plan(Torus *t, Error *err);
 bool torus_connect(Torus *t, int *unreached, Error *err);
 Port *torus_port(Torus *t, int peer);
-Port *colour_port(Torus *t, int colour, int peer);
+Port *colour_port(Torus *t, int colour, int half, int peer);
 bool torus_reserve(char **buffer, size_t *have, size_t bytes, Error *err);
 /* For tests: this rank's connections to a peer break, as if the wire died. */
 void torus_break_wire(CommGroup *group, int peer);

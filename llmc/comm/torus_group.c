@@ -14,8 +14,8 @@ Port *torus_port(Torus *t, int peer) {
     return NULL;
 }
 
-Port *colour_port(Torus *t, int colour, int peer) {
-    ColourPorts *k = &t->colour[colour];
+Port *colour_port(Torus *t, int colour, int half, int peer) {
+    ColourPorts *k = &t->colour[colour][half];
     for (int i = 0; i < k->ports; i++)
         if (k->port[i].peer == peer) return &k->port[i];
     CHECK(false); /* the plan has the peer */
@@ -40,27 +40,32 @@ static bool want(TcpWant *wants, int *n, int peer, int channel) {
     return true;
 }
 
+static int colour_channel(int colour, int half) {
+    return TCP_CHANNEL_COLOUR + colour * TORUS_HALVES + half;
+}
+
 /* All connections of the plan: to neighbours, and of every colour. */
 bool torus_connect(Torus *t, int *unreached, Error *err) {
     static const Port open_port = {.header_out = sizeof(CommHeader), .header_in = sizeof(CommHeader)};
     TcpWant wants[TCP_CONNECTIONS_MAX];
-    int n = 0, near[2 * PLAN_AXES_MAX], rank = t->group->rank;
+    int n = 0, near[TORUS_PEERS_MAX], rank = t->group->rank;
     t->ports = plan_neighbours(&t->plan, rank, near);
     if (!t->plan.flat)
         for (int r = rank ? 0 : 1; r < (rank ? 1 : t->group->size); r++)
             want(wants, &n, r, TCP_CHANNEL_ALARM);
     for (int i = 0; i < t->ports; i++) want(wants, &n, near[i], TCP_CHANNEL_CONTROL);
     for (int c = 0; c < t->plan.colours; c++) {
-        ColourPorts *k = &t->colour[c];
-        k->ports = 0;
+        ColourPorts *k = t->colour[c];
+        k[0].ports = k[1].ports = 0;
         for (int p = 0; p < t->plan.colour[c].phases; p++) {
             PlanRing ring = plan_ring(&t->plan, c, p, rank);
             int peers[2] = {ring.next, ring.prev};
-            for (int i = 0; i < 2 && ring.length > 1; i++)
-                if (peers[i] >= 0 && want(wants, &n, peers[i], TCP_CHANNEL_COLOUR + c)) {
-                    k->port[k->ports] = open_port;
-                    k->port[k->ports++].peer = peers[i];
-                }
+            for (int i = 0; i < 2 * TORUS_HALVES && ring.length > 1; i++) {
+                int peer = peers[i % 2], half = i / 2;
+                if (peer < 0 || !want(wants, &n, peer, colour_channel(c, half))) continue;
+                k[half].port[k[half].ports] = open_port;
+                k[half].port[k[half].ports++].peer = peer;
+            }
         }
     }
     if (!tcp_connect(t->tcp, &t->plan, &t->topology, wants, n, t->group->timeout_seconds, unreached, err))
@@ -72,8 +77,11 @@ bool torus_connect(Torus *t, int *unreached, Error *err) {
     for (int i = 0; i < t->ports; i++)
         t->port[i] = (Port){.peer = near[i], .fd = tcp_fd(t->tcp, near[i], TCP_CHANNEL_CONTROL)};
     for (int c = 0; c < t->plan.colours; c++)
-        for (int i = 0; i < t->colour[c].ports; i++)
-            t->colour[c].port[i].fd = tcp_fd(t->tcp, t->colour[c].port[i].peer, TCP_CHANNEL_COLOUR + c);
+        for (int half = 0; half < TORUS_HALVES; half++) {
+            ColourPorts *k = &t->colour[c][half];
+            for (int i = 0; i < k->ports; i++)
+                k->port[i].fd = tcp_fd(t->tcp, k->port[i].peer, colour_channel(c, half));
+        }
     return true;
 }
 
@@ -101,6 +109,7 @@ static void torus_close(CommGroup *group) {
     }
     free(t->alarm_fd);
     free(t->polls);
+    free(t->polled);
     free(t->start);
     free(t->at);
     free(t->parent);
@@ -122,12 +131,13 @@ static bool torus_open(CommGroup *group, Error *err) {
     t->group = group;
     t->alarm_fd = malloc(n * sizeof *t->alarm_fd);
     t->polls = malloc((TORUS_POLLS_MAX + n) * sizeof *t->polls);
+    t->polled = malloc(TORUS_POLLS_MAX * sizeof(Port *));
     for (int i = 0; i < 2; i++) t->saved[i].offsets = malloc((n + 1) * sizeof *t->saved[i].offsets);
     t->staging = malloc(STREAM_STAGING_BYTES);
-    t->start = malloc(PLAN_COLOURS_MAX * (n + 1) * sizeof *t->start);
-    t->at = malloc(PLAN_COLOURS_MAX * n * sizeof *t->at);
+    t->start = malloc(TORUS_TRACKS_MAX * (n + 1) * sizeof *t->start);
+    t->at = malloc(TORUS_TRACKS_MAX * n * sizeof *t->at);
     t->parent = malloc(n * sizeof *t->parent);
-    bool done = t->staging && t->start && t->at && t->parent && t->alarm_fd && t->polls &&
+    bool done = t->staging && t->start && t->at && t->parent && t->alarm_fd && t->polls && t->polled &&
                         t->saved[0].offsets && t->saved[1].offsets
                     ? true
                     : error_set(err, "torus: no memory");

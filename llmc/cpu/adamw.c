@@ -38,7 +38,9 @@ static void update_block(const Constants *k, float *p, float *g, float *m, float
     }
 }
 
-void KERNEL(adamw_kernel)(floatX *p, floatX *g, float *m, float *v, size_t n, const AdamWArgs *a) {
+void KERNEL(adamw_kernel)(floatX *p, float *master, floatX *g, float *m, float *v, size_t n,
+                          const AdamWArgs *a) {
+    (void)master; /* floatX is float */
     double correction1 = 1 - pow((double)a->beta1, a->step), correction2 = 1 - pow((double)a->beta2, a->step);
     const Constants k = {
         .beta1 = v_set1(a->beta1),

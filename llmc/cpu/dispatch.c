@@ -116,8 +116,8 @@ void classifier(floatX *logits, float *losses, const int32_t *targets, float dlo
                 size_t Vp) {
     cpu_kernels->classifier(logits, losses, targets, dloss, N, V, Vp);
 }
-void adamw_kernel(floatX *p, floatX *g, float *m, float *v, size_t n, const AdamWArgs *args) {
-    cpu_kernels->adamw_kernel(p, g, m, v, n, args);
+void adamw_kernel(floatX *p, float *master, floatX *g, float *m, float *v, size_t n, const AdamWArgs *args) {
+    cpu_kernels->adamw_kernel(p, master, g, m, v, n, args);
 }
 double sum_of_squares(const floatX *x, size_t n) {
     return cpu_kernels->sum_of_squares(x, n);

@@ -64,12 +64,15 @@ void classifier(floatX *logits, float *losses, const int32_t *targets, float dlo
 
 /* One AdamW step over n elements; Loshchilov, Hutter, arXiv 1711.05101. p -= lr * (m' / (sqrt(v') + eps) +
  * decay * p) with m, v fp32 and bias-corrected (step counts from 1); the gradient is first multiplied by
- * grad_scale, and is zero afterwards, ready for the next step to add to. */
+ * grad_scale, and is zero afterwards, ready for the next step to add to. Where floatX is bf16 the step is taken on
+ * master, fp32, and p is master rounded stochastically; elsewhere master is NULL. */
 typedef struct {
     float lr, beta1, beta2, eps, decay, grad_scale;
     int step;
+    uint64_t seed; /* of the rounding */
+    size_t first;  /* index of p[0] among all parameters, which the rounding of p[i] depends on */
 } AdamWArgs;
-void adamw_kernel(floatX *p, floatX *g, float *m, float *v, size_t n, const AdamWArgs *args);
+void adamw_kernel(floatX *p, float *master, floatX *g, float *m, float *v, size_t n, const AdamWArgs *args);
 
 /* The sum of squares of x (n) in double, added in an order that depends on n alone; waits for the result. */
 double sum_of_squares(const floatX *x, size_t n);

@@ -211,7 +211,8 @@ static bool open_checkpoint(Trainer *t, Error *err) {
 
 static bool allocate(Trainer *t, const GPT2Config *config, Error *err) {
     const Options *o = t->options;
-    const AdamWConfig adamw = {(float)o->beta1, (float)o->beta2, (float)o->epsilon, (float)o->weight_decay};
+    const AdamWConfig adamw = {(float)o->beta1, (float)o->beta2, (float)o->epsilon, (float)o->weight_decay,
+                               (uint64_t)o->seed};
     size_t bytes = 2 * t->B * t->T * sizeof(int32_t);
     if (!gpt2_init(&t->model, config, t->B, t->T, (size_t)o->head_rows, true, err)) return false;
     if (!data_parallel_open(&t->parallel, t->comm, &t->model, err)) return false;

@@ -1,0 +1,174 @@
+/* device.cuh: the GPU as a device: choice, stream, memory, copies. Each rank of a host takes the next GPU. */
+#ifndef LLMC_CUDA_DEVICE_CUH
+#define LLMC_CUDA_DEVICE_CUH
+#include "base/check.h"
+#include "cuda/gpu.h"
+
+namespace device {
+static char description[384];
+static cudaDeviceProp properties;
+static int index;
+static double clock_hz;
+
+/* The place of this rank among those of its host, as the launcher says it; 0 if nobody does. */
+static int local_rank() {
+    const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID",
+                                 "TOROID_RANK"};
+    for (const char *name : names) {
+        const char *value = getenv(name);
+        if (value && *value >= '0' && *value <= '9') return atoi(value);
+    }
+    return 0;
+}
+
+/* FLOP per clock and multiprocessor, from NVIDIA's data sheets: bf16 on tensor cores with fp32 sums, or fp32. */
+static double flops_per_clock(Precision precision) {
+    if (precision == PRECISION_FP32) return gpu.cc == 80 ? 128 : 256;
+    switch (gpu.cc) {
+    case 80: return 2048;
+    case 90: return 4096;
+    case 100:
+    case 103: return 8192;
+    default: return 512; /* those for desktops; some for workstations have twice that */
+    }
+}
+
+/* Runtime calls go to the device of the calling thread. */
+static void select() {
+    static thread_local bool selected;
+    if (!selected) GPU_CHECK(cudaSetDevice(index));
+    selected = true;
+}
+} // namespace device
+
+bool device_open(const DeviceConfig *config, Error *err) {
+    int count = 0, clock_khz = 0;
+    if (config->isa && *config->isa && strcmp(config->isa, "auto"))
+        return error_set(err, "instruction set '%s': this program computes on a GPU (use auto)", config->isa);
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && count == 0) error = cudaErrorNoDevice;
+    if (error != cudaSuccess)
+        return error_set(err, "GPU: %s (see nvidia-smi, or use the program for the CPU)",
+                         cudaGetErrorString(error));
+    device::index = device::local_rank() % count;
+    error = cudaSetDevice(device::index);
+    if (error == cudaSuccess) error = cudaGetDeviceProperties(&device::properties, device::index);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&clock_khz, cudaDevAttrClockRate, device::index);
+    if (error == cudaSuccess && !gpu.stream)
+        error = cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking);
+    if (error != cudaSuccess)
+        return error_set(err, "GPU %d: %s (see nvidia-smi)", device::index, cudaGetErrorString(error));
+    gpu.cc = device::properties.major * 10 + device::properties.minor;
+    gpu.sm_count = device::properties.multiProcessorCount;
+    device::clock_hz = 1e3 * clock_khz;
+    if (gpu.cc < 80)
+        return error_set(err, "GPU %d: %s has compute capability %d.%d (8.0 is the least)", device::index,
+                         device::properties.name, device::properties.major, device::properties.minor);
+    device_precision_set(config->precision);
+    return true;
+}
+
+void device_precision_set(Precision precision) {
+    gpu.precision = precision;
+}
+
+const char *device_describe(void) {
+    const char *stored = sizeof(floatX) == sizeof(float) ? "fp32" : "bf16";
+    snprintf(device::description, sizeof device::description,
+             "GPU %d: %s, compute capability %d.%d, %d multiprocessors, %.0f GB, %s stored, %s matmuls",
+             device::index, device::properties.name, device::properties.major, device::properties.minor,
+             gpu.sm_count, 1e-9 * (double)device::properties.totalGlobalMem, stored,
+             gpu.precision == PRECISION_BF16 ? "bf16" : "fp32");
+    return device::description;
+}
+
+int device_threads(void) {
+    return 1;
+}
+
+/* From data sheets: what can be measured in `seconds` depends on how warm the GPU is. */
+double device_peak_flops(Precision precision, double seconds) {
+    (void)seconds;
+    return device::flops_per_clock(precision) * gpu.sm_count * device::clock_hz;
+}
+
+void *device_alloc(size_t bytes) {
+    void *memory = NULL;
+    device::select();
+    if (cudaMalloc(&memory, bytes ? bytes : 1) != cudaSuccess) {
+        cudaGetLastError(); /* it is told by NULL, not by the next launch */
+        return NULL;
+    }
+    device_zero(memory, bytes);
+    return memory;
+}
+
+void device_free(void *memory, size_t bytes) {
+    (void)bytes;
+    if (!memory) return;
+    GPU_CHECK(cudaStreamSynchronize(gpu.stream));
+    GPU_CHECK(cudaFree(memory));
+}
+
+void device_zero(void *memory, size_t bytes) {
+    GPU_CHECK(cudaMemsetAsync(memory, 0, bytes, gpu.stream));
+}
+
+void device_write(void *device, const void *host, size_t bytes) {
+    device::select();
+    GPU_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, gpu.stream));
+    GPU_CHECK(cudaStreamSynchronize(gpu.stream));
+}
+
+void device_read(void *host, const void *device, size_t bytes) {
+    device::select();
+    GPU_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, gpu.stream));
+    GPU_CHECK(cudaStreamSynchronize(gpu.stream));
+}
+
+static const size_t BLOCK_MAX = 8192; /* elements that are converted at once */
+
+/* A piece at a time through the stack, so that several threads may. */
+void device_read_floats(float *host, const floatX *device, size_t n) {
+    if constexpr (sizeof(floatX) == sizeof(float)) {
+        device_read(host, device, n * sizeof(float));
+    } else {
+        for (size_t at = 0; at < n; at += BLOCK_MAX) {
+            floatX block[BLOCK_MAX];
+            size_t here = n - at < BLOCK_MAX ? n - at : BLOCK_MAX;
+            device_read(block, device + at, here * sizeof *block);
+            for (size_t i = 0; i < here; i++) host[at + i] = to_float(block[i]);
+        }
+    }
+}
+
+void device_write_floats(floatX *device, const float *host, size_t n) {
+    if constexpr (sizeof(floatX) == sizeof(float)) {
+        device_write(device, host, n * sizeof(float));
+    } else {
+        for (size_t at = 0; at < n; at += BLOCK_MAX) {
+            floatX block[BLOCK_MAX];
+            size_t here = n - at < BLOCK_MAX ? n - at : BLOCK_MAX;
+            for (size_t i = 0; i < here; i++) block[i] = from_float<floatX>(host[at + i]);
+            device_write(device + at, block, here * sizeof *block);
+        }
+    }
+}
+
+void *gpu_scratch(int slot, size_t bytes) {
+    static void *memory[NUM_SCRATCH];
+    static size_t size[NUM_SCRATCH];
+    CHECK(slot >= 0 && slot < NUM_SCRATCH);
+    if (bytes > size[slot]) {
+        device_free(memory[slot], size[slot]);
+        memory[slot] = device_alloc(bytes);
+        size[slot] = bytes;
+        if (!memory[slot]) {
+            fprintf(stderr, "error: no memory for %zu bytes of kernel scratch (use a smaller batch)\n",
+                    bytes);
+            exit(EXIT_FAILED); /* kernels cannot fail, and nothing is half-written between two of them */
+        }
+    }
+    return memory[slot];
+}
+#endif
