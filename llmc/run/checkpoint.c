@@ -121,6 +121,7 @@ static void list_views(Checkpoint *c) {
     list_kind(c, "params", sizeof(floatX) == 2 ? CKPT_BF16 : CKPT_FP32, NULL);
     list_kind(c, "adamw_m", CKPT_FP32, c->parts.optimizer->m);
     list_kind(c, "adamw_v", CKPT_FP32, c->parts.optimizer->v);
+    if (c->parts.optimizer->master) list_kind(c, "master", CKPT_FP32, c->parts.optimizer->master);
     for (int i = 0; c->rank == 0 && i < c->parts.num_states; i++) {
         CheckpointState *s = &c->parts.states[i];
         TensorView *v = &c->views[c->num_views++];
@@ -134,10 +135,11 @@ static void list_views(Checkpoint *c) {
     }
 }
 
-static uint64_t payload_bytes(const Checkpoint *c) {
+static uint64_t payload_bytes(const Checkpoint *c, bool only_copied) {
     uint64_t bytes = 0;
     for (size_t i = 0; i < c->num_views; i++)
-        bytes += (c->views[i].end - c->views[i].begin) * ckpt_type_bytes(c->views[i].type);
+        if (!only_copied || c->views[i].copied)
+            bytes += (c->views[i].end - c->views[i].begin) * ckpt_type_bytes(c->views[i].type);
     return bytes;
 }
 
@@ -295,6 +297,7 @@ bool checkpoint_restore(Checkpoint *c, bool *found, Error *err) {
     }
     if (!broadcast_states(c, err)) return false;
     c->restored = id;
+    c->parts.optimizer->master_is_set = true;
     *found = true;
     data_parallel_gather(c->parts.parallel);
     return data_parallel_wait(c->parts.parallel, err);
@@ -386,7 +389,7 @@ bool checkpoint_open(Checkpoint *c, const CheckpointConfig *config, const Checkp
     c->comm = p->comm;
     c->rank = p->rank;
     c->size = p->size;
-    size_t most = 3 * (size_t)p->buckets * NUM_PARAM_TENSORS + CHECKPOINT_STATES_MAX;
+    size_t most = 4 * (size_t)p->buckets * NUM_PARAM_TENSORS + CHECKPOINT_STATES_MAX;
     c->views = calloc(most, sizeof *c->views);
     if (!c->views) return error_set(err, "no memory for the list of tensors to save");
     list_views(c);
@@ -415,8 +418,12 @@ bool checkpoint_start(Checkpoint *c, Error *err) {
                          .io = c->config.io,
                          .rank = c->rank,
                          .size = c->size,
+                         .node_first = comm_local_rank(c->comm, c->rank) == 0,
                          .attempt = c->attempt,
-                         .payload_bytes = payload_bytes(c),
+                         .newest = c->restored,
+                         .newest_agreed = true,
+                         .payload_bytes = payload_bytes(c, false),
+                         .copied_bytes = payload_bytes(c, true),
                          .views_max = (int)c->num_views,
                          .keep = c->config.keep,
                          .keep_until_uploaded = *c->config.remote != 0,
@@ -442,7 +449,7 @@ void checkpoint_fence(Checkpoint *c) {
 static void settle(Checkpoint *c, const CheckpointVote *sums) {
     if (c->pending < 0 || sums->writing > 0.5) return;
     if (sums->failed < 0.5) {
-        ckpt_commit(c->ckpt, (uint64_t)c->pending);
+        ckpt_commit(c->ckpt, (uint64_t)c->pending, c->pending_best);
         c->said_failed = false;
     } else if (!c->said_failed) {
         CkptStatus s = ckpt_status(c->ckpt);
@@ -454,19 +461,21 @@ static void settle(Checkpoint *c, const CheckpointVote *sums) {
     c->pending = -1;
 }
 
-static bool begin(Checkpoint *c, int64_t step, Error *err) {
+static bool begin(Checkpoint *c, int64_t step, bool best, Error *err) {
     if (!ckpt_begin(c->ckpt, (uint64_t)step, c->views, c->num_views, err)) return false;
     c->pending = step;
+    c->pending_best = best;
     c->last_begun = log_seconds();
     return true;
 }
 
-bool checkpoint_step(Checkpoint *c, int64_t step, bool asked, const CheckpointVote *sums, Error *err) {
+bool checkpoint_step(Checkpoint *c, int64_t step, bool asked, bool best, const CheckpointVote *sums,
+                     Error *err) {
     if (!c->ckpt) return true;
     settle(c, sums);
     bool by_steps = c->config.every.kind == CHECKPOINT_STEPS && step % c->config.every.steps == 0;
     if (!by_steps && !asked && sums->due < 0.5) return true;
-    if (c->pending < 0) return begin(c, step, err);
+    if (c->pending < 0) return begin(c, step, best, err);
     if (!c->said_behind)
         log_info(
             "checkpoint  step %lld is left out: step %lld is still being written (the disk is slower than "
@@ -497,10 +506,10 @@ static bool finish_pending(Checkpoint *c, Error *err) {
     return true;
 }
 
-bool checkpoint_finish(Checkpoint *c, int64_t step, Error *err) {
+bool checkpoint_finish(Checkpoint *c, int64_t step, bool best, Error *err) {
     if (!c->ckpt) return true;
     bool begun = c->pending == step;
     Error earlier; /* the last one counts */
     if (!finish_pending(c, begun ? err : &earlier) && begun) return false;
-    return begun || (begin(c, step, err) && finish_pending(c, err));
+    return begun || (begin(c, step, best, err) && finish_pending(c, err));
 }
