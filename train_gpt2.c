@@ -151,8 +151,8 @@ static bool report_step(Report *report, const Trainer *t, const StepResult *r, b
 }
 
 /* The last save of a run. The metrics are made durable first, so that the step has its line. */
-static bool save(Trainer *t, Report *report, Error *err) {
-    return (!report->has_files || metrics_sync(&report->metrics, err)) && trainer_save(t, err);
+static bool save(Trainer *t, Report *report, bool has_val, Error *err) {
+    return (!report->has_files || metrics_sync(&report->metrics, err)) && trainer_save(t, has_val, err);
 }
 
 static bool due(int64_t step, int every) {
@@ -171,7 +171,8 @@ static bool train_loop(Trainer *t, Report *report, int *exit_code, Error *err) {
         if (has_val && !trainer_evaluate(t, &t->progress.val_loss, err)) return false;
         if (!report_step(report, t, &r, has_val, err) || !check_usable(t, &r, err)) return false;
         if (due(step, o->sample_every)) trainer_show_sample(t);
-        if (last ? !save(t, report, err) : !trainer_checkpoint(t, r.save, &r.votes, err)) return false;
+        if (last ? !save(t, report, has_val, err) : !trainer_checkpoint(t, r.save, has_val, &r.votes, err))
+            return false;
         if (r.stop) {
             const char *signal = signals_stop();
             log_info("%s: stopped after step %lld%s", signal ? signal : "signal to another rank",

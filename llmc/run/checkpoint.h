@@ -2,7 +2,8 @@
  * how a run goes on from the newest state that all of them can read.
  *
  * A checkpoint holds every parameter and both moments, each rank's shares written by that rank, and small plain states
- * written by rank 0. Names are those of tensors.h: params/wte, params/h.3.qkvw, adamw_m/..., state/progress. No layout
+ * written by rank 0. Names are those of tensors.h: params/wte, params/h.3.qkvw, adamw_m/..., adamw_v/..., master/... (where there is one),
+ * state/progress. No layout
  * is in it, so any number of ranks goes on from it. What a rank has to tell the others (is a shard under way? did it
  * fail?) travels in the sums that end every step; nothing here waits for another rank inside a step. */
 #ifndef LLMC_CHECKPOINT_H
@@ -69,10 +70,11 @@ typedef struct {
     Ckpt *ckpt;             /* from checkpoint_start on */
     TensorView *views;
     size_t num_views;
-    CkptId restored;   /* attempt 0: none */
-    uint32_t attempt;  /* of this start of the run: one more than any seen, on any rank */
-    uint8_t run[16];   /* UUID */
-    int64_t pending;   /* step begun and not yet committed; -1: none */
+    CkptId restored;  /* attempt 0: none */
+    uint32_t attempt; /* of this start of the run: one more than any seen, on any rank */
+    uint8_t run[16];  /* UUID */
+    int64_t pending;  /* step begun and not yet committed; -1: none */
+    bool pending_best;
     double last_begun; /* log_seconds */
     bool said_behind, said_failed;
 } Checkpoint;
@@ -103,8 +105,10 @@ CheckpointVote checkpoint_vote(const Checkpoint *c);
 /* Before the optimizer changes anything. */
 void checkpoint_fence(Checkpoint *c);
 /* After the step, with the votes of all ranks summed: commits what is durable everywhere, and begins the checkpoint of
- * `step` if it is due or `asked` for and nothing is under way. Returns at once. */
-bool checkpoint_step(Checkpoint *c, int64_t step, bool asked, const CheckpointVote *sums, Error *err);
+ * `step` if it is due or `asked` for and nothing is under way (then c->pending is `step`). best: no saved one was as good; it is
+ * kept until there is a better one. Returns at once. */
+bool checkpoint_step(Checkpoint *c, int64_t step, bool asked, bool best, const CheckpointVote *sums,
+                     Error *err);
 /* Saves `step` and waits until it is committed on all ranks. */
-bool checkpoint_finish(Checkpoint *c, int64_t step, Error *err);
+bool checkpoint_finish(Checkpoint *c, int64_t step, bool best, Error *err);
 #endif

@@ -127,20 +127,28 @@ bool trainer_start_saving(Trainer *t, Error *err) {
     return !*t->options->run || checkpoint_start(&t->checkpoint, err);
 }
 
-static void note_progress(Trainer *t) {
-    t->progress.adamw_step = t->optimizer.step;
-    t->progress.seed = (uint64_t)t->options->seed;
-    t->progress.step_tokens = trainer_step_tokens(t);
+/* What is saved beside the tensors; true: this state is the best so far. */
+static bool note_progress(Trainer *t, bool has_val) {
+    TrainerProgress *p = &t->progress;
+    bool best = has_val && p->val_loss < p->best_val_loss;
+    p->adamw_step = t->optimizer.step;
+    p->seed = (uint64_t)t->options->seed;
+    p->step_tokens = trainer_step_tokens(t);
+    if (best) p->best_val_loss = p->val_loss;
+    return best;
 }
 
-bool trainer_checkpoint(Trainer *t, bool asked, const CheckpointVote *votes, Error *err) {
-    note_progress(t);
-    return checkpoint_step(&t->checkpoint, t->progress.step, asked, votes, err);
+bool trainer_checkpoint(Trainer *t, bool asked, bool has_val, const CheckpointVote *votes, Error *err) {
+    double before = t->progress.best_val_loss;
+    bool best = note_progress(t, has_val);
+    if (!checkpoint_step(&t->checkpoint, t->progress.step, asked, best, votes, err)) return false;
+    if (t->checkpoint.pending != t->progress.step) t->progress.best_val_loss = before;
+    return true;
 }
 
-bool trainer_save(Trainer *t, Error *err) {
-    note_progress(t);
-    return checkpoint_finish(&t->checkpoint, t->progress.step, err);
+bool trainer_save(Trainer *t, bool has_val, Error *err) {
+    bool best = note_progress(t, has_val);
+    return checkpoint_finish(&t->checkpoint, t->progress.step, best, err);
 }
 
 /* Compared before the weights are read, whose sizes it decides. */
@@ -272,6 +280,7 @@ static bool open_all(Trainer *t, ModelSource *source, Error *err) {
     if (!check_memory(t, &config, err) || !allocate(t, &config, err) || !open_validation_data(t, err))
         return false;
     t->progress.val_loss = NAN;
+    t->progress.best_val_loss = INFINITY;
     if (*o->run && !open_checkpoint(t, err)) return false;
     if (!start_or_resume(t, source, err)) return false;
     if (o->sample_every && t->tokenizer && t->rank == 0) {

@@ -19,6 +19,7 @@ typedef struct {
     uint64_t tokens;            /* trained on so far */
     double seconds;             /* spent training, over all resumes */
     double val_loss;            /* the last measured; NaN: none yet */
+    double best_val_loss;       /* of the states saved; infinite: none yet */
     int64_t step;               /* steps done */
     int64_t skipped;            /* steps whose update was skipped as outliers */
     int64_t unusable;           /* steps in a row whose loss or gradient was not finite */
@@ -79,8 +80,9 @@ void trainer_show_sample(Trainer *t);
 
 /* Makes the staging store ready to be written to. */
 bool trainer_start_saving(Trainer *t, Error *err);
-/* After a step, with the sum of all ranks' checkpoint_vote: commits and begins checkpoints; `asked` for or due. */
-bool trainer_checkpoint(Trainer *t, bool asked, const CheckpointVote *votes, Error *err);
+/* After a step, with the sum of all ranks' checkpoint_vote: commits and begins checkpoints; `asked` for or due. has_val:
+ * the validation loss was measured at this step. */
+bool trainer_checkpoint(Trainer *t, bool asked, bool has_val, const CheckpointVote *votes, Error *err);
 /* Saves the state as it is, and waits until it is committed. */
-bool trainer_save(Trainer *t, Error *err);
+bool trainer_save(Trainer *t, bool has_val, Error *err);
 #endif
