@@ -8,6 +8,7 @@
 #include "base/options.h"
 #include "comm/control.h"
 #include "model/kernels.h"
+#include "run/ckpt_command.h"
 #include "run/convert.h"
 #include "run/doctor.h"
 #include "run/evaluate.h"
@@ -257,8 +258,9 @@ static bool run_command(const Options *o, const ControlPlace *place, int *exit_c
     case COMMAND_SAMPLE: return sampling_run(o, err);
     case COMMAND_TOKENIZE: return tokenize(o, err);
     case COMMAND_EVAL: return evaluate_run(o, err);
-    case COMMAND_CONVERT: return convert_run(o, err);
+    case COMMAND_CONVERT: return convert_run(o, o->arguments[0], NULL, o->arguments[1], err);
     case COMMAND_PLOT: return plot_run(o, err);
+    case COMMAND_CKPT: return ckpt_command_run(o, exit_code, err);
     case COMMAND_DOCTOR: return doctor_run(o, err);
     default: return error_set(err, "no such command");
     }
@@ -310,7 +312,7 @@ int main(int argc, char **argv) {
     if (!run_command(&options, &place, &exit_code, &err)) {
         fflush(stdout);
         fprintf(stderr, "error: %s\n", err.text);
-        return EXIT_FAILED;
+        return exit_code == EXIT_DONE ? EXIT_FAILED : exit_code;
     }
     return finish(&options, exit_code);
 }

@@ -23,6 +23,8 @@
     X(EVAL, eval, "[MODEL]", 0, 1, "measure the validation loss of a model, and HellaSwag")                  \
     X(CONVERT, convert, "IN OUT", 2, 2, "convert models between llm.c's .bin and safetensors")               \
     X(PLOT, plot, "RUN...", 1, 1 << 30, "draw the loss curves of one or more run folders as SVG")            \
+    X(CKPT, ckpt, "ACTION PLACE [...]", 0, 3,                                                                \
+      "look at checkpoints, check, copy and export them ('ckpt help' lists the actions)")                    \
     X(DOCTOR, doctor, "", 0, 0, "show what was found here: processor, libraries, memory, what fits")
 
 /* Groups of --help, in its order. */
@@ -156,6 +158,8 @@
       "mean time between failures that --checkpoint-every auto reckons with")                                \
     X(DOUBLE, wear, 0, "10", 0, 1e6, "TB/day", TRAIN, CHECKPOINTS, NONE,                                     \
       "the most that --checkpoint-every auto writes to the staging disks; 0: no limit")                      \
+    X(BOOL, deep, 0, "no", 0, 0, "", CKPT, CHECKPOINTS, NONE,                                                \
+      "verify reads every byte of the tensors too")                                                          \
     /* --- ranks --- */                                                                                      \
     X(CHOICE, comm, 0, "auto", 0, 0, "", TRAIN, RANKS, ONE_OF("auto", "self", "mpi", "shm", "torus"),        \
       "what carries sums between ranks; auto: by what is there, and says what it took")                      \
@@ -181,9 +185,9 @@
     /* --- output --- */                                                                                     \
     X(STRING, output, 'o', "tokens", 0, 0, "file", TOKENIZE | PLOT, OUTPUT, NONE,                            \
       "what to write; tokenize takes it as a prefix: PREFIX_train_000000.bin and so on")                     \
-    X(CHOICE, format, 'f', "auto", 0, 0, "", CONVERT, OUTPUT, ONE_OF("auto", "llmc", "safetensors"),         \
+    X(CHOICE, format, 'f', "auto", 0, 0, "", CONVERT | CKPT, OUTPUT, ONE_OF("auto", "llmc", "safetensors"),         \
       "format of the output; auto: by its name")                                                             \
-    X(CHOICE, dtype, 0, "fp32", 0, 0, "", CONVERT, OUTPUT, ONE_OF("fp32", "bf16"),                           \
+    X(CHOICE, dtype, 0, "fp32", 0, 0, "", CONVERT | CKPT, OUTPUT, ONE_OF("fp32", "bf16"),                           \
       "type of the numbers in the output")                                                                   \
     X(CHOICE, x, 'x', "step", 0, 0, "", PLOT, OUTPUT, ONE_OF("step", "tokens", "seconds"),                   \
       "what the horizontal axis shows")                                                                      \

@@ -63,22 +63,21 @@ static bool copy_tokenizer(const char *in, const char *out, Error *err) {
     return true;
 }
 
-bool convert_run(const Options *o, Error *err) {
-    const char *in = o->arguments[0], *out = o->arguments[1];
+/* An opened source as the model file `out`; in: what it was opened from. */
+static bool convert_source(const Options *o, const char *in, ModelSource *source, const char *out, bool llmc,
+                           Error *err) {
     TensorType type = !strcmp(o->dtype, "bf16") ? TENSOR_BF16 : TENSOR_F32;
-    bool ok = false, llmc;
-    ModelSource source = {0};
+    bool ok = false;
     GPT2 m = {0};
-    if (!choose_format(o, out, &llmc, err) || !model_source_open(&source, in, err)) return false;
-    double bytes = (double)gpt2_bytes(&source.config, 1, 1, 1, false);
+    double bytes = (double)gpt2_bytes(&source->config, 1, 1, 1, false);
     if (!machine_check_memory(bytes, in, "convert it on a larger machine", err)) goto out;
-    if (!gpt2_init(&m, &source.config, 1, 1, 1, false, err)) goto out;
-    if (!model_source_load(&source, &m, err)) goto out;
+    if (!gpt2_init(&m, &source->config, 1, 1, 1, false, err)) goto out;
+    if (!model_source_load(source, &m, err)) goto out;
     ok = llmc ? model_file_write(out, &m, type, err) : safetensors_write(out, &m, type, err);
     if (ok && file_is_directory(out)) ok = copy_tokenizer(in, out, err);
     if (!ok) goto out;
     log_info("%s (%s) -> %s (%s, %s): %d layers, %d heads, %d channels, vocabulary %d, context %d", in,
-             source.format, out, llmc ? "llm.c model file" : "safetensors", o->dtype, m.config.layers,
+             source->format, out, llmc ? "llm.c model file" : "safetensors", o->dtype, m.config.layers,
              m.config.heads, m.config.channels, m.config.vocab, m.config.context);
     if (m.config.window)
         log_warn("%s: its attention window of %d tokens is unknown to %s", out, m.config.window,
@@ -86,6 +85,16 @@ bool convert_run(const Options *o, Error *err) {
                       : "other programs, which attend to all");
 out:
     if (m.params) gpt2_free(&m);
+    return ok;
+}
+
+bool convert_run(const Options *o, const char *in, const CkptId *id, const char *out, Error *err) {
+    bool llmc;
+    ModelSource source;
+    if (!choose_format(o, out, &llmc, err)) return false;
+    if (!(id ? model_source_open_checkpoint(&source, in, *id, err) : model_source_open(&source, in, err)))
+        return false;
+    bool ok = convert_source(o, in, &source, out, llmc, err);
     model_source_close(&source);
     return ok;
 }

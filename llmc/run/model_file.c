@@ -183,13 +183,23 @@ static bool choose_checkpoint(ModelSource *source, const char *path, CkptId limi
     return false;
 }
 
-static bool checkpoint_source_open(ModelSource *source, const char *path, const char *place, Error *err) {
-    const CkptId newest = {UINT32_MAX, UINT64_MAX};
+static bool checkpoint_source_open(ModelSource *source, const char *path, const char *place, CkptId limit,
+                                   Error *err) {
     source->format = "checkpoint";
     if (!ckpt_reader_open(&source->reader, place, err)) return false;
-    if (choose_checkpoint(source, path, newest, err)) return true;
+    if (choose_checkpoint(source, path, limit, err)) return true;
     model_source_close(source);
     return false;
+}
+
+bool model_source_open_checkpoint(ModelSource *source, const char *path, CkptId id, Error *err) {
+    char place[FILE_PATH_BYTES];
+    memset(source, 0, sizeof *source);
+    if (!model_source_checkpoints(path, place)) return error_set(err, "%s: holds no checkpoints", path);
+    if (!checkpoint_source_open(source, path, place, (CkptId){id.attempt, id.step + 1}, err)) return false;
+    if (ckpt_id_compare(source->checkpoint, id) == 0) return true;
+    model_source_close(source);
+    return error_set(err, "%s: step %llu cannot be read", path, (unsigned long long)id.step);
 }
 
 /* Elements read at a time: a multiple of what one checksum covers, so that little is read twice. */
@@ -247,7 +257,10 @@ static bool load_checkpoint(ModelSource *source, GPT2 *m, Error *err) {
 bool model_source_open(ModelSource *source, const char *path, Error *err) {
     memset(source, 0, sizeof *source);
     char place[FILE_PATH_BYTES];
-    if (model_source_checkpoints(path, place)) return checkpoint_source_open(source, path, place, err);
+    if (model_source_checkpoints(path, place)) {
+        const CkptId newest = {UINT32_MAX, UINT64_MAX};
+        return checkpoint_source_open(source, path, place, newest, err);
+    }
     if (file_is_directory(path)) return safetensors_open(source, path, err);
     TensorFile file;
     int32_t magic = 0;

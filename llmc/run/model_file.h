@@ -38,6 +38,8 @@ typedef struct {
 /* Opens whatever model lies at path: a file of one of the formats, or a folder of one. Fails unless every
  * tensor of the configuration is there with its exact shape. After a failure nothing needs closing. */
 bool model_source_open(ModelSource *source, const char *path, Error *err);
+/* One checkpoint of a place that holds some. */
+bool model_source_open_checkpoint(ModelSource *source, const char *path, CkptId id, Error *err);
 /* Reads all weights into m->params; m->config must have the sizes of source->config. The padded rows become
  * zero. A weight that is not finite is an error. On failure m's weights are not to be used. */
 bool model_source_load(ModelSource *source, GPT2 *m, Error *err);
