@@ -105,6 +105,10 @@ static bool choose_batch(Trainer *t, const GPT2Config *config, Error *err) {
     return true;
 }
 
+static Reduce reduce_of(const Options *o) {
+    return !strcmp(o->reduce, "exact") ? REDUCE_EXACT : strcmp(o->reduce, "bf16") ? REDUCE_FP32 : REDUCE_BF16;
+}
+
 static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err) {
     const Options *o = t->options;
     size_t n = gpt2_param_count(config), params = n * sizeof(floatX);
@@ -112,6 +116,7 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
     double optimizer =
         (double)adamw_bytes(n) / t->size; /* and, to save a run of many ranks, all of it once more */
     if (t->size > 1 && *o->run) optimizer += (double)adamw_bytes(n);
+    optimizer += (double)data_parallel_bytes(n, reduce_of(o));
     double needed = (double)model + optimizer, available = machine_available_bytes();
     log_info("memory      %.2f GB: parameters %.2f, gradients %.2f, optimizer %.2f, activations %.2f; %.1f "
              "GB free",
@@ -126,7 +131,7 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
 
 /* --- saving and resuming --- */
 
-enum { NUM_RECORDS = 5 };
+enum { NUM_RECORDS = 6 };
 
 static void list_records(Trainer *t, RunRecord records[NUM_RECORDS]) {
     size_t n = t->model.param_count;
@@ -135,6 +140,7 @@ static void list_records(Trainer *t, RunRecord records[NUM_RECORDS]) {
     records[2] = (RunRecord){"params", t->model.params, n * sizeof(floatX), true};
     records[3] = (RunRecord){"adamw_m", t->full_m ? t->full_m : t->optimizer.m, n * sizeof(float), true};
     records[4] = (RunRecord){"adamw_v", t->full_v ? t->full_v : t->optimizer.v, n * sizeof(float), true};
+    records[5] = (RunRecord){"exact_levels", t->parallel.levels, t->parallel.blocks, false};
 }
 
 bool trainer_save(Trainer *t, Error *err) {
@@ -218,7 +224,8 @@ static bool allocate(Trainer *t, const GPT2Config *config, Error *err) {
                                (uint64_t)o->seed};
     size_t bytes = 2 * t->B * t->T * sizeof(int32_t);
     if (!gpt2_init(&t->model, config, t->B, t->T, (size_t)o->head_rows, true, err)) return false;
-    if (!data_parallel_open(&t->parallel, t->comm, &t->model, err)) return false;
+    int64_t micro_batches = (int64_t)t->micro_batches * t->size;
+    if (!data_parallel_open(&t->parallel, t->comm, &t->model, reduce_of(o), micro_batches, err)) return false;
     if (!adamw_init(&t->optimizer, &adamw, t->parallel.shares, t->parallel.buckets, err)) return false;
     if (t->size > 1 && *o->run && !allocate_full_moments(t, err)) return false;
     t->host_tokens = malloc(bytes);
@@ -328,11 +335,15 @@ bool trainer_evaluate(Trainer *t, double *loss, Error *err) {
     measure_peak(t, 0.02);
     if (!t->val_loader) return true;
     uint64_t batches = evaluate_batches(t->val_loader, t->B, t->options->eval_batches);
-    double sum = 0;
-    for (uint64_t i = (uint64_t)t->rank; i < batches; i += (uint64_t)t->size)
-        if (!evaluate_batch(&t->model, t->val_loader, t->host_tokens, t->tokens, i, &sum, err)) return false;
-    if (!data_parallel_sum(&t->parallel, &sum, 1, err)) return false;
-    *loss = sum / ((double)batches * (double)(t->B * t->T));
+    ExactSum sum = {{0}};
+    double total;
+    for (uint64_t i = (uint64_t)t->rank; i < batches; i += (uint64_t)t->size) {
+        double one = 0;
+        if (!evaluate_batch(&t->model, t->val_loader, t->host_tokens, t->tokens, i, &one, err)) return false;
+        exact_sum_add(&sum, one);
+    }
+    if (!data_parallel_sum(&t->parallel, &sum, &total, 1, err)) return false;
+    *loss = total / ((double)batches * (double)(t->B * t->T));
     return true;
 }
 
