@@ -4,6 +4,7 @@
 # help:   make train_gpt2   the trainer, for the CPU (the default)
 # help:   make test_gpt2    the parity test against reference outputs
 # help:   make train_gpt2cu test_gpt2cu   the same for NVIDIA GPUs; make cuda_registers: what ptxas says of each kernel
+# help:   make test-cuda-shim   the CUDA kernels, run on the CPU
 # help:   make tests        the unit tests, into build/test; make benches: the benchmarks, into build/bench
 # help:   make test         everything that scripts/test.sh runs
 # help:   make clean
@@ -81,6 +82,7 @@ LIB_SRC  := $(wildcard llmc/base/*.c llmc/model/*.c llmc/data/*.c llmc/comm/*.c 
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach isa,$(CPU_ISAS),$(CPU_SRC:%.c=$(BUILD)/%.$(isa).o))
 LIB      := $(BUILD)/libtoroid.a
 TESTS    := $(patsubst dev/test/%.c,$(BUILD)/test/%,$(wildcard dev/test/test_*.c))
+CKPT_LAB := $(addprefix $(BUILD)/ckpt_lab/,driver images $(if $(FUSE_LIBS),write_log))
 BENCHES  := $(patsubst dev/bench/%.c,$(BUILD)/bench/%,$(wildcard dev/bench/bench_*.c))
 
 all: train_gpt2
@@ -96,7 +98,17 @@ $(BUILD)/test/%: $(BUILD)/dev/test/%.o $(LIB)
 	@mkdir -p $(@D)
 	@echo '  LD   $@'
 	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
-$(BUILD)/test/test_ckpt_io $(BUILD)/test/test_ckpt_crash: $(BUILD)/dev/test/ckpt_io_sim.o
+$(BUILD)/test/test_ckpt_io $(BUILD)/test/test_ckpt_crash: \
+    $(BUILD)/dev/test/ckpt_io_sim.o $(BUILD)/dev/test/ckpt_sim_disk.o
+$(BUILD)/ckpt_lab/%: $(BUILD)/dev/ckpt_lab/%.o $(LIB)
+	@mkdir -p $(@D)
+	@echo '  LD   $@'
+	@$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/ckpt_lab/write_log: $(BUILD)/dev/ckpt_lab/write_log.o
+	@mkdir -p $(@D)
+	@echo '  LD   $@'
+	@$(CC) $(LDFLAGS) -o $@ $^ $(FUSE_LIBS)
+$(BUILD)/dev/ckpt_lab/write_log.o: CFLAGS += $(FUSE_CFLAGS)
 $(BUILD)/bench/%: $(BUILD)/dev/bench/%.o $(LIB)
 	@mkdir -p $(@D)
 	@echo '  LD   $@'

@@ -31,26 +31,35 @@
  * checkpoints. */
 enum { SUM_LOSS, SUM_NORM, SUM_SAVE, SUM_STOP, SUM_WRITING, SUM_FAILED, SUM_DUE, NUM_SUMS };
 
-/* The gradients of one total batch, summed over its micro-batches and ranks; leaves the sums of all ranks in sums. */
-static bool compute_gradients(Trainer *t, double sums[NUM_SUMS], Error *err) {
+/* The gradients of one total batch, summed over its micro-batches; again, alike on all ranks: data_parallel_finish. */
+static bool compute_batches(Trainer *t, ExactSum *loss, bool *again, Error *err) {
     float weight = 1.0f / (float)trainer_step_tokens(t);
+    *loss = (ExactSum){{0}};
     for (int i = 0; i < t->micro_batches; i++) {
         if (!trainer_load_batch(t, i, err)) return false;
         gpt2_forward(&t->model, t->tokens);
         gpt2_loss(&t->model, t->targets, weight);
         if (i + 1 == t->micro_batches) data_parallel_reduce_next(&t->parallel);
         gpt2_backward(&t->model, t->tokens);
-        sums[SUM_LOSS] += gpt2_loss_sum(&t->model);
+        exact_sum_add(loss, gpt2_loss_sum(&t->model));
     }
-    if (!data_parallel_finish(&t->parallel, err)) return false;
-    sums[SUM_NORM] = data_parallel_norm_squared(&t->parallel);
-    sums[SUM_SAVE] = signals_save();
-    sums[SUM_STOP] = signals_stop() != NULL;
+    return data_parallel_finish(&t->parallel, again, err);
+}
+
+/* The same, over all ranks; leaves the sums of all ranks in sums. */
+static bool compute_gradients(Trainer *t, double sums[NUM_SUMS], Error *err) {
+    ExactSum exact[NUM_SUMS] = {{{0}}};
+    bool again = true;
+    while (again)
+        if (!compute_batches(t, &exact[SUM_LOSS], &again, err)) return false;
+    data_parallel_norm_squared(&t->parallel, &exact[SUM_NORM]);
+    exact_sum_add(&exact[SUM_SAVE], signals_save());
+    exact_sum_add(&exact[SUM_STOP], signals_stop() != NULL);
     CheckpointVote vote = checkpoint_vote(&t->checkpoint);
-    sums[SUM_WRITING] = vote.writing;
-    sums[SUM_FAILED] = vote.failed;
-    sums[SUM_DUE] = vote.due;
-    return data_parallel_sum(&t->parallel, sums, NUM_SUMS, err);
+    exact_sum_add(&exact[SUM_WRITING], vote.writing);
+    exact_sum_add(&exact[SUM_FAILED], vote.failed);
+    exact_sum_add(&exact[SUM_DUE], vote.due);
+    return data_parallel_sum(&t->parallel, exact, sums, NUM_SUMS, err);
 }
 
 /* Is this step so unusual that it would do harm? A loss or norm that is not finite always is. */
@@ -203,6 +212,9 @@ static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err
         ok = trainer_start_saving(&t, err) && report_open(&report, &t, err) &&
              train_loop(&t, &report, exit_code, err);
     if (t.rank == 0) progress_sparkline(&report.progress);
+    if (t.parallel.repeats)
+        log_info("exact sums  %lld steps were computed twice: gradients had outgrown their grids",
+                 (long long)t.parallel.repeats);
     metrics_close(&report.metrics);
     trainer_close(&t);
     run_lock_release(&report.lock);

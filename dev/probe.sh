@@ -56,6 +56,19 @@ int main(void) { return curl_easy_setopt(curl_easy_init(), CURLOPT_UPLOAD_BUFFER
     fi
 }
 
+# For the crash tests of dev/ckpt_lab alone.
+probe_fuse() {
+    local code='#define FUSE_USE_VERSION 31
+#include <fuse.h>
+int main(void) { return fuse_version() == 0; }' compile link
+    compile=$(pkg-config --cflags fuse3 2>/dev/null) && link=$(pkg-config --libs fuse3 2>/dev/null) || return
+    # shellcheck disable=SC2086
+    if try "$code" $compile $link; then
+        echo "FUSE_CFLAGS := ${compile//-I/-isystem }"
+        echo "FUSE_LIBS := $link"
+    fi
+}
+
 # The folders of pip's NVIDIA packages: site-packages/nvidia/{cu13,cublas,nccl,...}, of this python and of build/venv.
 pip_folders() {
     local python
@@ -157,4 +170,5 @@ else
     probe_mpi
     probe_uring
     probe_curl
+    probe_fuse
 fi

@@ -45,6 +45,7 @@ static void usage(FILE *out) {
           "  --collective=NAME       all_reduce, reduce_scatter, all_gather or broadcast\n"
           "  -c, --check=0|1         check the results (1)\n"
           "  --backend=NAME          self, mpi, shm, torus or auto\n"
+          "  --algorithm=NAME        of the torus: auto, whole, split or rings (TOROID_TORUS_ALGORITHM)\n"
           "  --topology=SPEC         ring:8, torus:4x4x4, flat:64, file:PATH\n"
           "  --timeout=SECONDS       of every wait (60)\n"
           "  --compare-mpi[=all]     MPI_Allreduce alternately in the same run; all: every algorithm of Open "
@@ -110,6 +111,7 @@ static bool set_option(Options *o, const char *name, const char *value) {
     if (!strcmp(name, "collective")) return o->collective = value, one_of(value, collectives, 4);
     if (!strcmp(name, "c") || !strcmp(name, "check")) return o->check = *value != '0', true;
     if (!strcmp(name, "backend")) return o->comm.backend = value, true;
+    if (!strcmp(name, "algorithm")) return !setenv("TOROID_TORUS_ALGORITHM", value, 1);
     if (!strcmp(name, "topology")) return o->comm.topology = value, true;
     if (!strcmp(name, "probe")) return o->probe = value, *value != 0;
     if (!strcmp(name, "timeout"))

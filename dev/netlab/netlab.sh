@@ -123,6 +123,16 @@ rate_text() {
     esac
 }
 
+# What a wire takes at once, as topology files write it.
+burst_text() {
+    local number=${burst%%[kKmMbB]*}
+    case $burst in
+    *[kK]*) echo "$((number * 1024))B" ;;
+    *[mM]*) echo "$((number * 1048576))B" ;;
+    *) echo "${number}B" ;;
+    esac
+}
+
 # Coordinates of host $1 into c.
 coordinates() {
     local rest=$1 d
@@ -181,6 +191,7 @@ up_torus() {
     for ((a = 0; a < ${#dims[@]}; a++)); do
         topology+="\naxis ${axes[a]} $(rate_text "$rate") 50us"
     done
+    topology+="\nburst $(burst_text)"
     for ((i = 0; i < hosts; i++)); do
         for ((a = 0; a < ${#dims[@]}; a++)); do
             coordinates "$i"
@@ -250,7 +261,7 @@ up_clos() {
         *gbit) half=${half}mbit ;;
         esac
     fi
-    echo -e "torus $hosts wrap 1\naxis x $(rate_text "$half") 50us" >"$state/topology"
+    echo -e "torus $hosts wrap 1\naxis x $(rate_text "$half") 50us\nburst $(burst_text)" >"$state/topology"
     for ((i = 0; i < hosts; i++)); do
         ip -n "$lab-switch" link add "s$i" mtu "$mtu" type veth peer name uplink mtu "$mtu" netns "$lab$i"
         ip -n "$lab-switch" link set "s$i" master bridge up

@@ -79,7 +79,7 @@ static inline size_t naive_first_key(size_t t, size_t window) {
 
 static inline void naive_attention_forward(double *out, double *lse, const double *qkv, size_t B, size_t T,
                                            size_t NH, size_t HS, size_t window) {
-    double scale = 1 / sqrt((double)HS), *score = malloc(T * sizeof *score);
+    double scale = 1 / sqrt((double)HS), *score = (double *)malloc(T * sizeof *score);
     for (size_t i = 0; i < B * NH * T; i++) {
         size_t t = i % T, h = i / T % NH, b = i / T / NH;
         double max = -INFINITY, sum = 0, *o = out + ((b * T + t) * NH + h) * HS;

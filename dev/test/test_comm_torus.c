@@ -263,6 +263,18 @@ int main(void) {
     test_shape_file(8, "torus 2x2x2 wrap 111\nlink 0,0,0 +x down\n");
     test_shape_file(8, "torus 8 wrap 1\nlink 3 +x down\n");
     test_shape(27, "torus:3x3x3");
+    for (int a = 0; a < PLAN_ALGORITHMS; a++) {
+        setenv("TOROID_TORUS_ALGORITHM", plan_algorithm_names[a], 1);
+        test_shape(2, "ring:2");
+        test_shape(5, "ring:5");
+        test_shape(7, "");
+        test_shape(8, "torus:2x2x2");
+        test_shape(9, "torus:3x3");
+        test_shape(12, "torus:3x1x4");
+        test_shape_file(8, "torus 4x2 wrap 01\n");
+        test_ranks(8, "break", "torus:4x2");
+    }
+    unsetenv("TOROID_TORUS_ALGORITHM");
     test_ranks(8, "break", "torus:2x2x2");
     test_ranks(8, "break", "torus:4x2");
     test_ranks(9, "break", "torus:3x3");

@@ -124,8 +124,8 @@ static void test_random(int rounds) {
             for (int c = 0; c < plan.colours; c++) sum += plan.colour[c].weight;
             TEST_CHECK(fabs(sum - 1) < 1e-9, "%s: weights sum to %g", spec, sum);
             TEST_CHECK(plan_prove(&plan, &err), "%s: %s", spec, err.text);
-            TEST_CHECK((plan.size == 1 || plan_seconds_rings(&plan, 1e6) > 0) &&
-                           isfinite(plan_seconds_rings(&plan, 1e6)),
+            TEST_CHECK((plan.size == 1 || plan_seconds(&plan, PLAN_RINGS, 1e6) > 0) &&
+                           isfinite(plan_seconds(&plan, PLAN_RINGS, 1e6)),
                        "%s", spec);
             plan_close(&plan);
         }
@@ -148,6 +148,35 @@ static void test_among(void) {
     TEST_CHECK(plan_topology_among(&group, &topology, (const int[]){0, 1, 6}, 3, &err), "%s", err.text);
     TEST_CHECK(group.axes == 0 && group.places == 3, "%d axes", group.axes);
     topology_close(&group);
+    topology_close(&topology);
+}
+
+/* The choice follows the model, for every size; and the model says what steps and bytes say. */
+static void test_choice(const char *spec, double burst_bytes) {
+    Topology topology;
+    Plan plan;
+    Error err;
+    if (!open_spec(&topology, spec)) return;
+    topology.burst_bytes = burst_bytes;
+    TEST_CHECK(plan_open(&plan, &topology, topology.places, &err), "%s: %s", spec, err.text);
+    for (size_t bytes = 256; bytes <= (size_t)64 << 20; bytes *= 2) {
+        double least = 1e30, taken = plan_seconds(&plan, plan_algorithm(&plan, bytes), (double)bytes);
+        for (int a = 0; a < PLAN_ALGORITHMS; a++)
+            least = fmin(least, plan_seconds(&plan, (PlanAlgorithm)a, (double)bytes));
+        TEST_CHECK(taken <= least * 1.05 && least > 0, "%s: %zu bytes: %g s, at best %g", spec, bytes, taken,
+                   least);
+    }
+    TEST_CHECK(plan_algorithm(&plan, 1024) == PLAN_WHOLE && plan_algorithm(&plan, 64 << 20) == PLAN_RINGS,
+               "%s: 1 KiB: %d, 64 MiB: %d", spec, plan_algorithm(&plan, 1024),
+               plan_algorithm(&plan, 64 << 20));
+    for (int a = 0; a < PLAN_ALGORITHMS; a++) {
+        uint64_t hash = plan_hash(&plan);
+        TEST_CHECK(plan_choose(&plan, plan_algorithm_names[a]), "%s", plan_algorithm_names[a]);
+        TEST_CHECK(plan_algorithm(&plan, 1) == (PlanAlgorithm)a && plan_hash(&plan) != hash, "%s is taken",
+                   plan_algorithm_names[a]);
+    }
+    TEST_CHECK(!plan_choose(&plan, "fastest") && plan_choose(&plan, "auto"), "names");
+    plan_close(&plan);
     topology_close(&topology);
 }
 
@@ -184,6 +213,12 @@ int main(void) {
     test_slow("torus:2x2x2");
     test_slow("torus:3x3x3");
     test_slow("torus:4x2");
+    test_choice("torus:2x2x2", 0);
+    test_choice("torus:2x2x2", 40960);
+    test_choice("torus:4x2", 40960);
+    test_choice("ring:8", 0);
+    test_choice("torus:3x3x3", 1e6);
+    test_choice("ring:2", 0);
     test_among();
     test_proof_can_fail();
     test_random(300);

@@ -165,6 +165,8 @@
       "what carries sums between ranks; auto: by what is there, and says what it took")                      \
     X(STRING, topology, 0, "", 0, 0, "text", TRAIN, RANKS, NONE,                                             \
       "how the ranks are wired: ring:8, torus:4x4x4, flat:64 or file:PATH; empty: flat")                     \
+    X(CHOICE, reduce, 0, "fp32", 0, 0, "", TRAIN, RANKS, ONE_OF("fp32", "bf16", "exact"),                    \
+      "how gradients are summed; bf16: half the bytes; exact: the same bits for any number of ranks")        \
     X(DOUBLE, comm_timeout, 0, "10", 0.1, 86400, "seconds", TRAIN, RANKS, NONE,                              \
       "seconds after which a rank that does not answer is given up, by name")                                \
     /* --- sampling --- */                                                                                   \

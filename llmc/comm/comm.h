@@ -16,6 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* BF16 is added in fp32: by shm all ranks at once and rounded once, by mpi and torus rank by rank, each partial sum rounded
+ * to travel on. Integers wrap around. */
 typedef enum { COMM_FP32, COMM_BF16, COMM_INT32, COMM_UINT8 } CommType;
 typedef enum { COMM_SUM, COMM_MAX } CommOp;
 

@@ -1,12 +1,11 @@
-/* plan.c: rings, positions, trees and the proof that a plan is one. The weights are in plan_weights.c. */
+/* plan.c: rings, positions, trees and the proof that a plan is one. The weights are in plan_weights.c, the
+ * choice among algorithms in plan_choose.c. */
 #include "comm/plan.h"
 #include "base/check.h"
 #include "comm/plan_internal.h"
 #include <stdlib.h>
 #include <string.h>
 
-/* What a step costs beside the wire: two system calls, a wakeup, the network stack. */
-#define STEP_SECONDS 40e-6
 /* A wire slower than this share of the median of its axis is better avoided. */
 #define SLOW_SHARE 0.6
 /* A flat network says nothing of itself. */
@@ -140,50 +139,6 @@ bool plan_tree(const Plan *plan, int root, int *parent) {
     return tail == plan->size;
 }
 
-/* --- predictions --- */
-
-double plan_seconds_rings(const Plan *plan, double bytes) {
-    int longest = 0;
-    for (int c = 0; c < plan->colours; c++) {
-        int steps = 0;
-        for (int p = 0; p < plan->colour[c].phases; p++) steps += plan_ring(plan, c, p, 0).length - 1;
-        longest = steps > longest ? steps : longest;
-    }
-    return 2 * longest * (plan->latency_seconds + STEP_SECONDS) +
-           2 * bytes * plan->seconds_per_byte * PLAN_HEADER_FACTOR;
-}
-
-double plan_seconds_exchange(const Plan *plan, double bytes) {
-    double seconds = 0;
-    for (int a = 0; a < plan->axes; a++) {
-        double worst = 0;
-        for (int r = 0; r < plan->size; r++) {
-            PlanRing ring;
-            if (!plan_exchange(plan, a, r, &ring)) return 1e30;
-            double up = ring.next < 0 ? 0 : plan->bandwidth[plan_link(plan, r, a, 1)];
-            double down = ring.prev < 0 ? 0 : plan->bandwidth[plan_link(plan, r, a, -1)];
-            double least = up <= 0 || (down > 0 && down < up) ? down : up;
-            int steps = ring.line ? ring.length - 1 : ring.length / 2;
-            double one = plan->latency_seconds + STEP_SECONDS;
-            if (least > 0) one += bytes * PLAN_HEADER_FACTOR / least;
-            worst = steps * one > worst ? steps * one : worst;
-        }
-        seconds += worst;
-    }
-    return seconds;
-}
-
-/* Both predictions are straight lines: where they meet. */
-static size_t plan_meeting(const Plan *plan) {
-    const double far = 1e9;
-    double rings = plan_seconds_rings(plan, 0), exchange = plan_seconds_exchange(plan, 0);
-    if (exchange >= rings) return 0;
-    double slope =
-        (plan_seconds_exchange(plan, far) - exchange - plan_seconds_rings(plan, far) + rings) / far;
-    double bytes = slope > 0 ? (rings - exchange) / slope : (double)PLAN_EXCHANGE_BYTES_MAX;
-    return bytes < (double)PLAN_EXCHANGE_BYTES_MAX ? (size_t)bytes : PLAN_EXCHANGE_BYTES_MAX;
-}
-
 /* --- opening --- */
 
 static int compare_doubles(const void *a, const void *b) {
@@ -222,6 +177,7 @@ static void plan_fill_flat(Plan *plan) {
 }
 
 static void plan_fill_links(Plan *plan, const Topology *topology) {
+    plan->burst_bytes = topology->burst_bytes;
     memcpy(plan->rank_at, topology->rank_at, (size_t)plan->size * sizeof *plan->rank_at);
     memcpy(plan->place_of, topology->place_of, (size_t)plan->size * sizeof *plan->place_of);
     for (int r = 0; r < plan->size; r++)
@@ -313,7 +269,7 @@ bool plan_open(Plan *plan, const Topology *topology, int size, Error *err) {
         goto out;
     }
     done = plan_weigh(plan, err) && plan_prove(plan, err);
-    if (done) plan->exchange_bytes_max = plan_meeting(plan);
+    if (done) plan_choose(plan, NULL);
 out:
     if (!done) plan_close(plan);
     return done;
@@ -420,6 +376,8 @@ uint64_t plan_hash(const Plan *plan) {
         hash = hash_more(hash, &plan->colour[c].cycle, sizeof plan->colour[c].cycle);
         hash = hash_more(hash, &plan->colour[c].weight, sizeof plan->colour[c].weight);
     }
+    hash = hash_more(hash, &plan->whole_bytes_max, sizeof plan->whole_bytes_max);
+    hash = hash_more(hash, &plan->split_bytes_max, sizeof plan->split_bytes_max);
     return hash_more(hash, plan->cycle_rank, (size_t)plan->cycles * n * sizeof *plan->cycle_rank);
 }
 

@@ -7,7 +7,8 @@
  * ring is cut there into a line, and Hamiltonian cycles around them are colours too. The weights solve a small linear
  * program: the smallest maximum over links of bytes / bandwidth.
  *
- * Small messages go around every axis in turn, both ways, whole (plan_exchange): as many steps as the torus is wide.
+ * Small messages go around every axis in turn, both ways, as they are (plan_exchange): as few steps as the torus is wide.
+ * The smallest go in one piece; others in as many as there are axes, each of which begins with another one.
  *
  * What always holds (plan_prove): every ring closes, holds every rank of its line once, and uses live wires between
  * neighbours only; every piece is owned by one rank, and every rank owns one piece, in every colour.
@@ -20,13 +21,16 @@
 /* Bytes on the wire for each byte of data: 1448 of an Ethernet frame's 1514. */
 #define PLAN_HEADER_FACTOR (1514.0 / 1448.0)
 
-enum {
-    PLAN_AXES_MAX = 16,
-    PLAN_COLOURS_MAX = 16,
-    PLAN_CYCLES_MAX = 8,
-    PLAN_PLACES_CYCLE_MAX = 4096,
-    PLAN_EXCHANGE_BYTES_MAX = 1 << 20
-};
+enum { PLAN_AXES_MAX = 16, PLAN_COLOURS_MAX = 16, PLAN_CYCLES_MAX = 8, PLAN_PLACES_CYCLE_MAX = 4096 };
+
+/* How a sum over all ranks is made; in the order of the sizes for which each is best. */
+typedef enum {
+    PLAN_WHOLE, /* around every axis in turn, in one piece */
+    PLAN_SPLIT, /* the same in as many pieces as there are axes, at the same time */
+    PLAN_RINGS, /* reduce-scatter and all-gather of every colour */
+    PLAN_ALGORITHMS
+} PlanAlgorithm;
+extern const char *const plan_algorithm_names[PLAN_ALGORITHMS];
 
 /* Where one rank stands in its ring or line of one phase. The members are numbered 0 .. length-1, and block b of what
  * they hold belongs to member b. */
@@ -56,12 +60,14 @@ typedef struct {
         bandwidth; /* (size, axes, 2) bytes/s from a place; 0: no wire. An axis of 2 has both entries alike */
     double *slow;  /* the same, but 0 where the wire is much slower than its axis */
     double latency_seconds; /* the longest of any wire */
+    double burst_bytes;     /* beyond the rate, on every wire */
     int cycles;
     int *cycle_rank, *cycle_index; /* (PLAN_CYCLES_MAX, size) */
     int colours;
     PlanColour colour[PLAN_COLOURS_MAX];
-    size_t exchange_bytes_max; /* up to here the exchange is the faster all-reduce */
-    double seconds_per_byte;   /* of a reduce-scatter or an all-gather: max over links, headers not counted */
+    size_t whole_bytes_max, split_bytes_max; /* up to here WHOLE, then SPLIT, is the best all-reduce */
+    size_t single_bytes_max; /* up to here, one colour alone does for a reduce-scatter or an all-gather */
+    double seconds_per_byte; /* of a reduce-scatter or an all-gather: max over links, headers not counted */
 } Plan;
 
 /* The same result on all ranks. Fails if the wires do not connect all ranks by any plan known here. */
@@ -92,9 +98,12 @@ bool plan_wire(const Plan *plan, int a, int b, int *axis, int *direction);
 /* parent (size): of every rank in a tree of fewest steps from root, -1 at root. */
 bool plan_tree(const Plan *plan, int root, int *parent);
 
-/* Predicted seconds of an all-reduce. */
-double plan_seconds_rings(const Plan *plan, double bytes);
-double plan_seconds_exchange(const Plan *plan, double bytes);
+/* Predicted seconds of an all-reduce; 1e30: the wires do not allow it. */
+double plan_seconds(const Plan *plan, PlanAlgorithm algorithm, double bytes);
+PlanAlgorithm plan_algorithm(const Plan *plan, size_t bytes);
+/* Takes the algorithm of that name for every size; NULL or "auto": the fastest by plan_seconds, as plan_open does. False:
+ * there is none of that name. */
+bool plan_choose(Plan *plan, const char *name);
 
 uint64_t plan_hash(const Plan *plan); /* equal plans, equal hashes */
 void plan_describe(const Plan *plan, char *out, size_t size);

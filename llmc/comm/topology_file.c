@@ -70,6 +70,8 @@ static const Unit rate_units[] = {{"Gbit/s", 125e6, 1}, {"Mbit/s", 125e3, 1}, {"
 static const Unit latency_units[] = {
     {"s", 1, 1}, {"ms", 1, 1e3}, {"us", 1, 1e6}, {"ns", 1, 1e9}, {NULL, 0, 0}};
 
+static const Unit size_units[] = {{"MB", 1e6, 1}, {"KB", 1e3, 1}, {"B", 1, 1}, {NULL, 0, 0}};
+
 static size_t digits(const char *text, size_t bytes, size_t at) {
     while (at < bytes && text[at] >= '0' && text[at] <= '9') at++;
     return at;
@@ -116,7 +118,10 @@ static void format_quantity(char out[TOPOLOGY_TEXT_BYTES], const Unit *units, do
             if (quantity((Word){out, (size_t)n}, units, &back) && back == value) return;
             if (precisions[i] == 15) break; /* the other units do no better */
         }
-    snprintf(out, TOPOLOGY_TEXT_BYTES, "%.17g%s", value, units == rate_units ? "B/s" : "s");
+    snprintf(out, TOPOLOGY_TEXT_BYTES, "%.17g%s", value,
+             units == rate_units   ? "B/s"
+             : units == size_units ? "B"
+                                   : "s");
 }
 
 void topology_format_rate(char out[TOPOLOGY_TEXT_BYTES], double bytes_per_second) {
@@ -256,6 +261,18 @@ static bool line_axis(Reader *r) {
     return true;
 }
 
+static bool line_burst(Reader *r) {
+    char shown[NUMBER_BYTES];
+    if (r->count != 2) return fail(r, "a burst line is 'burst 40KB'");
+    if (r->t->burst_bytes > 0) return fail(r, "a second burst line");
+    if (!quantity(r->words[1], size_units, &r->t->burst_bytes) || r->t->burst_bytes < 1 ||
+        r->t->burst_bytes > 1e9) {
+        r->t->burst_bytes = 0;
+        return fail(r, "'%s' is no size (such as 40KB; at most 1000MB)", show(r->words[1], shown));
+    }
+    return true;
+}
+
 static bool line_link(Reader *r) {
     int place, axis, direction;
     if (r->count != 4 && r->count != 5)
@@ -325,18 +342,15 @@ static bool read_line(Reader *r) {
     static const struct {
         const char *word;
         bool (*read)(Reader *);
-    } kinds[] = {{"torus", line_torus},
-                 {"axis", line_axis},
-                 {"link", line_link},
-                 {"address", line_address},
-                 {"rank", line_rank}};
+    } kinds[] = {{"torus", line_torus}, {"axis", line_axis},       {"burst", line_burst},
+                 {"link", line_link},   {"address", line_address}, {"rank", line_rank}};
     char shown[NUMBER_BYTES];
     if (!r->t->places && !is(r->words[0], "torus"))
         return fail(r, "'%s' before the torus line (first comes 'torus 4x4x4 wrap 111')",
                     show(r->words[0], shown));
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (is(r->words[0], kinds[i].word)) return kinds[i].read(r);
-    return fail(r, "'%s' is none of torus, axis, link, address, rank", show(r->words[0], shown));
+    return fail(r, "'%s' is none of torus, axis, burst, link, address, rank", show(r->words[0], shown));
 }
 
 static bool is_blank(char c) {
@@ -496,6 +510,10 @@ bool topology_write(const Topology *t, const char *path, Error *err) {
         topology_format_rate(rate, usual[a].bytes_per_second);
         topology_format_latency(latency, usual[a].latency_seconds);
         put(&w, "axis %c %s %s\n", topology_axis_names[a], rate, latency);
+    }
+    if (t->burst_bytes > 0) {
+        format_quantity(rate, size_units, t->burst_bytes);
+        put(&w, "burst %s\n", rate);
     }
     for (int p = 0; p < t->places && w.ok; p++) {
         for (int a = 0; a < t->axes; a++) {

@@ -1,5 +1,5 @@
-/* torus.h: what the files of the torus backend share: comm_torus.c (how operations are laid on streams, and the loop)
- * torus_repair.c (wires that die) and torus_group.c (opening, and the functions of the backend). */
+/* torus.h: what the files of the torus backend share: comm_torus.c (the loop), torus_tracks.c (how operations are laid on
+ * streams), torus_repair.c (wires that die) and torus_group.c (opening, and the functions of the backend). */
 #ifndef LLMC_TORUS_H
 #define LLMC_TORUS_H
 #include "comm/backend.h"
@@ -26,6 +26,8 @@ struct Track {
     int streams;
     Stream stream[TORUS_STREAMS_MAX];
     Layout layout;
+    char *own; /* of an exchange: this part of the caller's data, and its elements */
+    size_t own_count;
     char name[64];
 };
 
@@ -88,11 +90,13 @@ struct Torus {
     Track track[TORUS_TRACKS_MAX];
 };
 
-/* comm_torus.c */
+/* torus_tracks.c */
 bool torus_prepare(Torus *t, const TorusCall *call, Error *err);
+void torus_prepare_pair(Torus *t, Port *port, void *data, size_t bytes, bool sends);
+
+/* comm_torus.c */
 /* Until done. BROKEN: broken_peer's connections are closed or silent, and nobody has been told. */
 TorusStatus torus_run(Torus *t, Error *err);
-void torus_prepare_pair(Torus *t, Port *port, void *data, size_t bytes, bool sends);
 
 /* torus_repair.c */
 bool torus_save(Torus *t, const TorusCall *call, Error *err);

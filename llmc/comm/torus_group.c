@@ -87,6 +87,9 @@ bool torus_connect(Torus *t, int *unreached, Error *err) {
 
 bool torus_plan(Torus *t, Error *err) {
     if (!plan_open(&t->plan, &t->topology, t->group->size, err)) return false;
+    const char *forced = getenv("TOROID_TORUS_ALGORITHM");
+    if (!plan_choose(&t->plan, forced))
+        return error_set(err, "TOROID_TORUS_ALGORITHM=%.40s: not one of auto, whole, split, rings", forced);
     t->exchanges = plan_exchange_possible(&t->plan);
     t->weight_before[0] = 0;
     for (int c = 0; c < t->plan.colours; c++)
@@ -228,8 +231,12 @@ static void torus_describe(const CommGroup *group, char *out, size_t size) {
     char colours[200] = "";
     if (!t) return;
     plan_describe(&t->plan, colours, sizeof colours);
-    snprintf(out, size, "%s; up to %zu KiB whole around every axis",
-             t->plan.flat ? "flat, halving over TCP" : colours, t->plan.exchange_bytes_max >> 10);
+    size_t n = (size_t)snprintf(out, size, "%s", t->plan.flat ? "flat, halving over TCP" : colours);
+    size_t bytes = t->plan.split_bytes_max;
+    if (n < size && bytes == SIZE_MAX)
+        snprintf(out + n, size - n, "; for all sizes whole around every axis");
+    else if (n < size && bytes)
+        snprintf(out + n, size - n, "; up to %zu B whole around every axis", bytes);
 }
 
 void torus_break_wire(CommGroup *group, int peer) {

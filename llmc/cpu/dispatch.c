@@ -122,6 +122,19 @@ void adamw_kernel(floatX *p, float *master, floatX *g, float *m, float *v, size_
 double sum_of_squares(const floatX *x, size_t n) {
     return cpu_kernels->sum_of_squares(x, n);
 }
+void exact_add(int32_t *sums, floatX *g, uint8_t *most, const uint8_t *levels, size_t n, int bits,
+               bool first) {
+    cpu_kernels->exact_add(sums, g, most, levels, n, bits, first);
+}
+void exact_read(floatX *g, double *squares, const int32_t *sums, const uint8_t *levels, size_t n, int bits) {
+    cpu_kernels->exact_read(g, squares, sums, levels, n, bits);
+}
+void bf16_from_floats(uint16_t *out, const floatX *x, size_t n) {
+    cpu_kernels->bf16_from_floats(out, x, n);
+}
+void bf16_to_floats(floatX *x, const uint16_t *in, size_t n) {
+    cpu_kernels->bf16_to_floats(x, in, n);
+}
 void gelu_forward(floatX *out, const floatX *x, size_t n) {
     cpu_kernels->gelu_forward(out, x, n);
 }

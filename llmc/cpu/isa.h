@@ -28,6 +28,10 @@
     X(classifier)                                                                                            \
     X(adamw_kernel)                                                                                          \
     X(sum_of_squares)                                                                                        \
+    X(exact_add)                                                                                             \
+    X(exact_read)                                                                                            \
+    X(bf16_from_floats)                                                                                      \
+    X(bf16_to_floats)                                                                                        \
     X(packed_weight_make)                                                                                    \
     X(matvec_forward)                                                                                        \
     X(gelu_forward)                                                                                          \

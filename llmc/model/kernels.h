@@ -9,6 +9,7 @@
 #ifndef LLMC_KERNELS_H
 #define LLMC_KERNELS_H
 #include "model/device.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #ifdef __cplusplus
@@ -76,6 +77,24 @@ void adamw_kernel(floatX *p, float *master, floatX *g, float *m, float *v, size_
 
 /* The sum of squares of x (n) in double, added in an order that depends on n alone; waits for the result. */
 double sum_of_squares(const floatX *x, size_t n);
+
+/* --- gradients that are summed over micro-batches and ranks in any order (llmc/run/exact_sum.h) --- */
+
+/* A block of EXACT_BLOCK elements (the last of n may be shorter) has a grid of its own. A level is an exponent field of
+ * fp32: a block of level L holds magnitudes below 2^(L-126), 2^bits steps high (L < 32 counts as 32: steps stay normal
+ * numbers). most: the level that the magnitudes did need; 255 if one was not finite. */
+enum { EXACT_BLOCK = 256 };
+/* sums (n) += g (n) on the grid of its block, rounded to nearest even, or = if first; g becomes zero; most (blocks)
+ * becomes the maximum of itself (if not first) and of what g needed. Where most exceeds levels the sums are worthless.
+ * 2 <= bits <= 30; a caller adds at most 2^(30-bits) times. */
+void exact_add(int32_t *sums, floatX *g, uint8_t *most, const uint8_t *levels, size_t n, int bits,
+               bool first);
+/* g (n) = sums (n) back from the grid, rounded once; squares (blocks): the sum of squares of each block of g. */
+void exact_read(floatX *g, double *squares, const int32_t *sums, const uint8_t *levels, size_t n, int bits);
+
+/* out (n) = x rounded to nearest even; NaN stays NaN. And back. */
+void bf16_from_floats(uint16_t *out, const floatX *x, size_t n);
+void bf16_to_floats(floatX *x, const uint16_t *in, size_t n);
 
 /* --- one token at a time, for generation --- */
 

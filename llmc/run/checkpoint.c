@@ -1,5 +1,6 @@
 /* checkpoint.c: see checkpoint.h. */
 #include "run/checkpoint.h"
+#include "base/check.h"
 #include "base/file.h"
 #include "base/log.h"
 #include <ctype.h>
@@ -122,8 +123,10 @@ static void list_views(Checkpoint *c) {
     list_kind(c, "adamw_m", CKPT_FP32, c->parts.optimizer->m);
     list_kind(c, "adamw_v", CKPT_FP32, c->parts.optimizer->v);
     if (c->parts.optimizer->master) list_kind(c, "master", CKPT_FP32, c->parts.optimizer->master);
+    c->num_needed = c->num_views;
     for (int i = 0; c->rank == 0 && i < c->parts.num_states; i++) {
         CheckpointState *s = &c->parts.states[i];
+        if (s->bytes == 0) continue;
         TensorView *v = &c->views[c->num_views++];
         *v = (TensorView){.type = CKPT_UINT8,
                           .dims = 1,
@@ -132,6 +135,7 @@ static void list_views(Checkpoint *c) {
                           .data = s->data,
                           .copied = true};
         snprintf(v->name, sizeof v->name, "state/%s", s->name);
+        if (!s->optional) c->num_needed = c->num_views;
     }
 }
 
@@ -156,10 +160,18 @@ static bool gather_all(Checkpoint *c, const void *mine, size_t bytes, void *all,
     return ok;
 }
 
+/* values become their sums over all ranks. */
+static bool sum_all(Checkpoint *c, double *values, int count, Error *err) {
+    ExactSum sums[2] = {{{0}}};
+    CHECK_OP(count, <=, 2);
+    for (int i = 0; i < count; i++) exact_sum_add(&sums[i], values[i]);
+    return data_parallel_sum(c->parts.parallel, sums, values, count, err);
+}
+
 /* Did it go well on every rank? */
 static bool all_ok(Checkpoint *c, bool ok, bool *all, Error *err) {
     double failed = !ok;
-    if (!data_parallel_sum(c->parts.parallel, &failed, 1, err)) return false;
+    if (!sum_all(c, &failed, 1, err)) return false;
     *all = failed < 0.5;
     return true;
 }
@@ -187,7 +199,7 @@ static bool smallest_id(Checkpoint *c, CkptId mine, CkptId *smallest, bool *equa
 /* Does this rank find all that it needs in this checkpoint? */
 static bool readable(const Checkpoint *c, CkptReader *reader, const CkptInfo *info) {
     if (info->state == CKPT_CORRUPT) return false;
-    for (size_t i = 0; i < c->num_views; i++) {
+    for (size_t i = 0; i < c->num_needed; i++) {
         const TensorView *v = &c->views[i];
         if (!ckpt_reader_has(reader, info->id, v->name, v->begin, v->end)) return false;
     }
@@ -240,7 +252,7 @@ static bool read_views(Checkpoint *c, CkptId id, Error *err) {
     for (size_t i = 0; i < c->num_views; i++) {
         const TensorView *v = &c->views[i];
         Error why;
-        if (read_view(c, id, v, (void *)(uintptr_t)v->data, &why)) continue;
+        if (read_view(c, id, v, (void *)(uintptr_t)v->data, &why) || i >= c->num_needed) continue;
 #pragma omp critical
         {
             if (ok) *err = why;
@@ -314,7 +326,7 @@ bool checkpoint_peek(Checkpoint *c, const char *name, void *data, size_t bytes, 
         for (size_t k = 0; k < count && held < 0.5; k++)
             held = list[k].state != CKPT_CORRUPT && read_view(c, list[k].id, &v, data, &ignored);
     }
-    if (!data_parallel_sum(c->parts.parallel, &held, 1, err)) return false;
+    if (!sum_all(c, &held, 1, err)) return false;
     *found = held > 0.5;
     return comm_wait(c->comm, comm_broadcast(c->comm, data, bytes, 0), err);
 }
@@ -493,7 +505,7 @@ static bool finish_pending(Checkpoint *c, Error *err) {
         ckpt_wait(c->ckpt, WAIT_SECONDS);
         CheckpointVote vote = checkpoint_vote(c);
         double sums[] = {vote.writing, vote.failed};
-        if (!data_parallel_sum(c->parts.parallel, sums, 2, err)) return false;
+        if (!sum_all(c, sums, 2, err)) return false;
         int64_t step = c->pending;
         settle(c, &(CheckpointVote){sums[0], sums[1], 0});
         if (sums[0] < 0.5 && sums[1] > 0.5) {

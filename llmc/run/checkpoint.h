@@ -37,11 +37,12 @@ double checkpoint_auto_seconds(double cost_seconds, double failure_seconds, doub
 void checkpoint_tensor_name(char name[CKPT_NAME_BYTES], const char *kind, const TensorInfo *info, int layer);
 
 enum { CHECKPOINT_STATES_MAX = 4 };
-/* Small plain data, the same on every rank. */
+/* Small plain data, the same on every rank. Optional ones come last: a checkpoint without them leaves them as they are. */
 typedef struct {
     const char *name;
     void *data;
-    size_t bytes;
+    size_t bytes; /* 0: none in this run */
+    bool optional;
 } CheckpointState;
 
 typedef struct {
@@ -69,11 +70,11 @@ typedef struct {
     CkptReader *readers[2]; /* staging, remote: from checkpoint_open to checkpoint_start; NULL: none */
     Ckpt *ckpt;             /* from checkpoint_start on */
     TensorView *views;
-    size_t num_views;
-    CkptId restored;  /* attempt 0: none */
-    uint32_t attempt; /* of this start of the run: one more than any seen, on any rank */
-    uint8_t run[16];  /* UUID */
-    int64_t pending;  /* step begun and not yet committed; -1: none */
+    size_t num_views, num_needed; /* the optional ones are the last */
+    CkptId restored;              /* attempt 0: none */
+    uint32_t attempt;             /* of this start of the run: one more than any seen, on any rank */
+    uint8_t run[16];              /* UUID */
+    int64_t pending;              /* step begun and not yet committed; -1: none */
     bool pending_best;
     double last_begun; /* log_seconds */
     bool said_behind, said_failed;

@@ -2,6 +2,7 @@
 #include "run/data_parallel.h"
 #include "base/check.h"
 #include "model/kernels.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,47 +22,121 @@ static void wait_bucket(DataParallel *p, int bucket) {
     p->requests[bucket] = 0;
 }
 
+static size_t blocks_in(size_t elements) {
+    return (elements + EXACT_BLOCK - 1) / EXACT_BLOCK;
+}
+
+/* Blocks of the buckets before this one. */
+static size_t block_begin(const DataParallel *p, int bucket) {
+    size_t sum = 0;
+    for (int b = 0; b < bucket; b++) sum += blocks_in(bucket_begin(p, b + 1) - bucket_begin(p, b));
+    return sum;
+}
+
+static int32_t *exact_sums(const DataParallel *p) {
+    return p->wire;
+}
+
+/* One more micro-batch's gradients of a bucket go onto the grids, and become zero. */
+static void put_on_grids(DataParallel *p, int bucket) {
+    size_t begin = bucket_begin(p, bucket), block = block_begin(p, bucket);
+    exact_add(exact_sums(p) + begin, p->model->grads + begin, p->most + block, p->levels + block,
+              offsets_of(p, bucket)[p->size], p->bits, p->fresh);
+    if (bucket == 0) p->fresh = false;
+}
+
+static CommRequest begin_reduce(DataParallel *p, int bucket) {
+    size_t begin = bucket_begin(p, bucket), *offsets = offsets_of(p, bucket);
+    floatX *grads = p->model->grads + begin;
+    switch (p->reduce) {
+    case REDUCE_FP32: return comm_reduce_scatter(p->comm, grads, offsets, COMM_FP32, COMM_SUM);
+    case REDUCE_BF16:
+        bf16_from_floats((uint16_t *)p->wire + begin, grads, offsets[p->size]);
+        return comm_reduce_scatter(p->comm, (uint16_t *)p->wire + begin, offsets, COMM_BF16, COMM_SUM);
+    case REDUCE_EXACT: break;
+    }
+    CommRequest request = comm_reduce_scatter(p->comm, exact_sums(p) + begin, offsets, COMM_INT32, COMM_SUM);
+    return bucket ? request : comm_all_reduce(p->comm, p->most, p->blocks, COMM_UINT8, COMM_MAX);
+}
+
 static void layer_done(void *ctx, int layer) {
     DataParallel *p = ctx;
-    if (!p->reducing) return;
     int bucket = layer + 1;
-    p->requests[bucket] = comm_reduce_scatter(p->comm, p->model->grads + bucket_begin(p, bucket),
-                                              offsets_of(p, bucket), COMM_FP32, COMM_SUM);
+    if (p->reduce == REDUCE_EXACT) put_on_grids(p, bucket);
+    if (p->reducing && p->size > 1) p->requests[bucket] = begin_reduce(p, bucket);
 }
 
 static void layer_needed(void *ctx, int layer) {
     wait_bucket(ctx, layer + 1);
 }
 
-/* Whole cache lines to every rank but the last that has any: uneven is fine, empty too. */
+/* Whole blocks to every rank but the last that has any: uneven is fine, empty too. */
 static void divide(DataParallel *p) {
-    enum { LINE = 16 };
     for (int b = 0; b < p->buckets; b++) {
         size_t begin, end, *offsets = offsets_of(p, b);
         gpt2_layer_range(&p->model->config, b - 1, &begin, &end);
-        size_t lines = (end - begin + LINE - 1) / LINE;
+        size_t blocks = blocks_in(end - begin);
         for (int r = 0; r <= p->size; r++) {
-            size_t at = lines * (size_t)r / (size_t)p->size * LINE;
+            size_t at = blocks * (size_t)r / (size_t)p->size * EXACT_BLOCK;
             offsets[r] = at < end - begin ? at : end - begin;
         }
         p->shares[b] = (AdamWRange){begin + offsets[p->rank], begin + offsets[p->rank + 1]};
     }
 }
 
-bool data_parallel_open(DataParallel *p, Comm *comm, GPT2 *m, Error *err) {
+size_t data_parallel_bytes(size_t n, Reduce reduce) {
+    switch (reduce) {
+    case REDUCE_FP32: return 0;
+    case REDUCE_BF16: return n * sizeof(uint16_t);
+    case REDUCE_EXACT: return n * sizeof(int32_t) + blocks_in(n) * (2 + sizeof(double));
+    }
+    return 0;
+}
+
+/* Memory from comm_alloc that other ranks work on. */
+static bool open_arrays(DataParallel *p, Error *err) {
+    size_t n = p->model->param_count;
+    if (p->size > 1) {
+        floatX *params = comm_alloc(p->comm, n * sizeof *params, err);
+        floatX *grads = params ? comm_alloc(p->comm, n * sizeof *grads, err) : NULL;
+        if (!grads) return false;
+        gpt2_use_arrays(p->model, params, grads);
+    }
+    if (p->reduce == REDUCE_FP32) return true;
+    p->wire = comm_alloc(p->comm, n * (p->reduce == REDUCE_BF16 ? sizeof(uint16_t) : sizeof(int32_t)), err);
+    return p->wire != NULL;
+}
+
+static bool open_exact(DataParallel *p, int64_t micro_batches, Error *err) {
+    if (micro_batches > EXACT_TERMS_MAX)
+        return error_set(err,
+                         "--reduce exact: %lld batches a step are more than %d (raise --batch-size, or lower "
+                         "--total-batch)",
+                         (long long)micro_batches, EXACT_TERMS_MAX);
+    p->bits = exact_bits(micro_batches);
+    p->most = comm_alloc(p->comm, p->blocks, err);
+    if (!p->most) return false;
+    p->squares = calloc(p->blocks, sizeof *p->squares);
+    return p->squares || error_set(err, "no memory for sums of %zu blocks", p->blocks);
+}
+
+bool data_parallel_open(DataParallel *p, Comm *comm, GPT2 *m, Reduce reduce, int64_t micro_batches,
+                        Error *err) {
     *p = (DataParallel){.comm = comm, .model = m, .rank = comm_rank(comm), .size = comm_size(comm)};
+    p->reduce = reduce == REDUCE_BF16 && p->size == 1 ? REDUCE_FP32 : reduce;
+    p->fresh = true;
     p->buckets = m->config.layers + 1;
     p->offsets = calloc((size_t)p->buckets * ((size_t)p->size + 1), sizeof *p->offsets);
     p->shares = calloc((size_t)p->buckets, sizeof *p->shares);
     p->requests = calloc((size_t)p->buckets, sizeof *p->requests);
-    if (!p->offsets || !p->shares || !p->requests)
+    p->blocks = block_begin(p, p->buckets);
+    p->levels = calloc(p->blocks, 1);
+    if (!p->offsets || !p->shares || !p->requests || !p->levels)
         return error_set(err, "no memory for the shares of %d ranks", p->size);
     divide(p);
-    if (p->size == 1) return true;
-    size_t bytes = m->param_count * sizeof(floatX);
-    floatX *params = comm_alloc(comm, bytes, err), *grads = params ? comm_alloc(comm, bytes, err) : NULL;
-    if (!grads) return false;
-    gpt2_use_arrays(m, params, grads);
+    if (!open_arrays(p, err)) return false;
+    if (p->reduce == REDUCE_EXACT && !open_exact(p, micro_batches, err)) return false;
+    if (p->size == 1 && p->reduce == REDUCE_FP32) return true;
     m->hooks.ctx = p;
     m->hooks.layer_done = layer_done;
     m->hooks.layer_needed = layer_needed;
@@ -72,6 +147,8 @@ void data_parallel_close(DataParallel *p) {
     free(p->offsets);
     free(p->shares);
     free(p->requests);
+    free(p->levels);
+    free(p->squares);
     *p = (DataParallel){0};
 }
 
@@ -85,44 +162,78 @@ bool data_parallel_wait(DataParallel *p, Error *err) {
     return !p->failed;
 }
 
-bool data_parallel_finish(DataParallel *p, Error *err) {
-    p->reducing = false;
-    return data_parallel_wait(p, err);
+/* Each tensor by itself: the blocks that begin in it. */
+static void predict(DataParallel *p) {
+    const GPT2Config *config = &p->model->config;
+    for (int t = 0; t < NUM_PARAM_TENSORS; t++) {
+        TensorInfo info = gpt2_tensor(config, t);
+        for (int l = 0; l < (info.scope == LAYER ? config->layers : 1); l++) {
+            int bucket = info.scope == LAYER ? l + 1 : 0;
+            size_t at = gpt2_tensor_offset(config, t, l) - bucket_begin(p, bucket);
+            size_t first = blocks_in(at), count = blocks_in(at + info.rows * info.cols) - first;
+            first += block_begin(p, bucket);
+            exact_predict(p->levels + first, p->most + first, count);
+        }
+    }
 }
 
-double data_parallel_norm_squared(const DataParallel *p) {
-    double sum = 0;
-    for (int b = 0; b < p->buckets; b++)
-        sum += sum_of_squares(p->model->grads + p->shares[b].begin, p->shares[b].end - p->shares[b].begin);
-    return sum;
+/* Were the grids large enough? Then the gradients are read from them, and the next step's are predicted. */
+static bool read_grids(DataParallel *p) {
+    ExactVerdict verdict = exact_judge(p->most, p->levels, p->blocks);
+    p->fresh = true;
+    p->not_finite = verdict == EXACT_NOT_FINITE;
+    if (verdict == EXACT_TOO_LARGE) {
+        exact_raise(p->levels, p->most, p->blocks);
+        p->repeats++;
+        return false;
+    }
+    for (int b = 0; verdict == EXACT_FITS && b < p->buckets; b++) {
+        AdamWRange share = p->shares[b];
+        size_t first = block_begin(p, b), block = first + (share.begin - bucket_begin(p, b)) / EXACT_BLOCK;
+        exact_read(p->model->grads + share.begin, p->squares + block, exact_sums(p) + share.begin,
+                   p->levels + block, share.end - share.begin, p->bits);
+    }
+    if (verdict == EXACT_FITS) predict(p);
+    return true;
+}
+
+bool data_parallel_finish(DataParallel *p, bool *again, Error *err) {
+    p->reducing = *again = false;
+    if (!data_parallel_wait(p, err)) return false;
+    if (p->reduce == REDUCE_EXACT) *again = !read_grids(p);
+    for (int b = 0; p->reduce == REDUCE_BF16 && b < p->buckets; b++)
+        bf16_to_floats(p->model->grads + p->shares[b].begin, (uint16_t *)p->wire + p->shares[b].begin,
+                       p->shares[b].end - p->shares[b].begin);
+    return true;
+}
+
+void data_parallel_norm_squared(const DataParallel *p, ExactSum *sum) {
+    if (p->not_finite) exact_sum_add(sum, NAN);
+    for (int b = 0; b < p->buckets; b++) {
+        size_t begin = p->shares[b].begin, n = p->shares[b].end - begin;
+        size_t block = block_begin(p, b) + (begin - bucket_begin(p, b)) / EXACT_BLOCK;
+        if (p->reduce != REDUCE_EXACT) exact_sum_add(sum, sum_of_squares(p->model->grads + begin, n));
+        for (size_t i = 0; p->reduce == REDUCE_EXACT && i < blocks_in(n); i++)
+            exact_sum_add(sum, p->squares[block + i]);
+    }
 }
 
 void data_parallel_gather(DataParallel *p) {
     if (p->size == 1) return;
-    device_zero(p->model->grads, p->model->param_count * sizeof(floatX));
+    if (p->reduce != REDUCE_EXACT) device_zero(p->model->grads, p->model->param_count * sizeof(floatX));
     for (int b = 0; b < p->buckets; b++)
         p->requests[b] =
             comm_all_gather(p->comm, p->model->params + bucket_begin(p, b), offsets_of(p, b), COMM_FP32);
 }
 
-bool data_parallel_sum(DataParallel *p, double *values, int count, Error *err) {
-    enum { VALUES_MAX = 8, BYTES = VALUES_MAX * sizeof(double) };
-    if (p->size == 1) return true;
-    CHECK_OP(count, <=, VALUES_MAX);
-    double *all = calloc((size_t)p->size, BYTES);
-    size_t *offsets = calloc((size_t)p->size + 1, sizeof *offsets);
-    bool ok = all && offsets;
-    if (!ok) error_set(err, "no memory for sums over %d ranks", p->size);
-    if (ok) {
-        for (int r = 0; r <= p->size; r++) offsets[r] = (size_t)r * BYTES;
-        memcpy(all + p->rank * VALUES_MAX, values, (size_t)count * sizeof *values);
-        ok = comm_wait(p->comm, comm_all_gather(p->comm, all, offsets, COMM_UINT8), err);
+bool data_parallel_sum(DataParallel *p, const ExactSum *sums, double *values, int count, Error *err) {
+    CHECK_OP(count, <=, DATA_PARALLEL_SUMS_MAX);
+    for (int i = 0; i < count; i++) exact_sum_write(&sums[i], p->digits[i]);
+    if (p->size > 1) {
+        size_t n = (size_t)count * EXACT_DIGITS;
+        CommRequest request = comm_all_reduce(p->comm, p->digits, n, COMM_INT32, COMM_SUM);
+        if (!comm_wait(p->comm, request, err)) return false;
     }
-    for (int i = 0; ok && i < count; i++) {
-        values[i] = 0;
-        for (int r = 0; r < p->size; r++) values[i] += all[r * VALUES_MAX + i];
-    }
-    free(all);
-    free(offsets);
-    return ok;
+    for (int i = 0; i < count; i++) values[i] = exact_sum_read(p->digits[i]);
+    return true;
 }

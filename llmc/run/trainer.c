@@ -104,11 +104,16 @@ static bool choose_batch(Trainer *t, const GPT2Config *config, Error *err) {
     return true;
 }
 
+static Reduce reduce_of(const Options *o) {
+    return !strcmp(o->reduce, "exact") ? REDUCE_EXACT : strcmp(o->reduce, "bf16") ? REDUCE_FP32 : REDUCE_BF16;
+}
+
 static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err) {
     const Options *o = t->options;
     size_t n = gpt2_param_count(config), params = n * sizeof(floatX);
     size_t model = gpt2_bytes(config, t->B, t->T, (size_t)o->head_rows, true);
     double optimizer = (double)adamw_bytes(n) / t->size;
+    optimizer += (double)data_parallel_bytes(n, reduce_of(o));
     double needed = (double)model + optimizer, available = machine_available_bytes();
     log_info("memory      %.2f GB: parameters %.2f, gradients %.2f, optimizer %.2f, activations %.2f; %.1f "
              "GB free",
@@ -210,9 +215,10 @@ static bool open_checkpoint(Trainer *t, Error *err) {
     const CheckpointParts parts = {.model = &t->model,
                                    .parallel = &t->parallel,
                                    .optimizer = &t->optimizer,
-                                   .states = {{"config", &t->model.config, sizeof t->model.config},
-                                              {"progress", &t->progress, sizeof t->progress}},
-                                   .num_states = 2};
+                                   .states = {{"config", &t->model.config, sizeof t->model.config, false},
+                                              {"progress", &t->progress, sizeof t->progress, false},
+                                              {"exact_levels", t->parallel.levels, t->parallel.blocks, true}},
+                                   .num_states = 3};
     return checkpoint_every_parse(o->checkpoint_every, &config.every, err) &&
            checkpoint_open(&t->checkpoint, &config, &parts, err);
 }
@@ -223,7 +229,8 @@ static bool allocate(Trainer *t, const GPT2Config *config, Error *err) {
                                (uint64_t)o->seed};
     size_t bytes = 2 * t->B * t->T * sizeof(int32_t);
     if (!gpt2_init(&t->model, config, t->B, t->T, (size_t)o->head_rows, true, err)) return false;
-    if (!data_parallel_open(&t->parallel, t->comm, &t->model, err)) return false;
+    int64_t micro_batches = (int64_t)t->micro_batches * t->size;
+    if (!data_parallel_open(&t->parallel, t->comm, &t->model, reduce_of(o), micro_batches, err)) return false;
     if (!adamw_init(&t->optimizer, &adamw, t->parallel.shares, t->parallel.buckets, err)) return false;
     t->host_tokens = malloc(bytes);
     t->tokens = device_alloc(bytes);
@@ -333,11 +340,15 @@ bool trainer_evaluate(Trainer *t, double *loss, Error *err) {
     measure_peak(t, 0.02);
     if (!t->val_loader) return true;
     uint64_t batches = evaluate_batches(t->val_loader, t->B, t->options->eval_batches);
-    double sum = 0;
-    for (uint64_t i = (uint64_t)t->rank; i < batches; i += (uint64_t)t->size)
-        if (!evaluate_batch(&t->model, t->val_loader, t->host_tokens, t->tokens, i, &sum, err)) return false;
-    if (!data_parallel_sum(&t->parallel, &sum, 1, err)) return false;
-    *loss = sum / ((double)batches * (double)(t->B * t->T));
+    ExactSum sum = {{0}};
+    double total;
+    for (uint64_t i = (uint64_t)t->rank; i < batches; i += (uint64_t)t->size) {
+        double one = 0;
+        if (!evaluate_batch(&t->model, t->val_loader, t->host_tokens, t->tokens, i, &one, err)) return false;
+        exact_sum_add(&sum, one);
+    }
+    if (!data_parallel_sum(&t->parallel, &sum, &total, 1, err)) return false;
+    *loss = total / ((double)batches * (double)(t->B * t->T));
     return true;
 }
 
