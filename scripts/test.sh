@@ -76,11 +76,13 @@ build_neon() {
     for t in matmul kernels attention decode; do target+=("build/neon/test/test_$t"); done
     build build/neon CC=aarch64-linux-gnu-gcc "${target[@]}"
 }
+build_tsan() { build build/tsan SANITIZE=thread OPT=-O1 build/tsan/test/test_comm; }
 build_sanitized() { build build/asan SANITIZE=address,undefined OPT='-O1' build/asan/train_gpt2 build/asan/test_gpt2 tests; }
 
 run build-gcc build build build/train_gpt2 build/test_gpt2 tests benches
 run build-clang needs clang build_clang
 run build-sanitized build_sanitized
+run build-tsan build_tsan
 run build-openblas build_openblas
 run build-neon needs "aarch64-linux-gnu-gcc qemu-aarch64" build_neon
 
@@ -101,6 +103,10 @@ sanitized() { # Open MPI leaves memory behind in modules that are unloaded by th
     ASAN_OPTIONS=$options "build/asan/test/$1"
 }
 for t in $(tests); do run "$t-sanitized" sanitized "$t"; done
+threads() { # races between the threads of a rank; Open MPI itself is not built for it
+    TSAN_OPTIONS="halt_on_error=1 suppressions=dev/test/tsan.supp" build/tsan/test/test_comm "$1" quick
+}
+for b in shm torus mpi; do run "test_comm-$b-threads" threads $b; done
 qemu() { qemu-aarch64 -L /usr/aarch64-linux-gnu "$@"; }
 for t in matmul kernels attention decode; do run "test_$t-neon" needs qemu-aarch64 qemu "build/neon/test/test_$t"; done
 run test_matmul-openblas build/openblas/test/test_matmul

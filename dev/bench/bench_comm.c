@@ -12,6 +12,7 @@
 #include "comm/probe.h"
 #include "comm/topology.h"
 #include "peer_mpi.h"
+#include "peer_own.h"
 #include "wire_bytes.h"
 #include <errno.h>
 #include <stdio.h>
@@ -23,7 +24,7 @@ enum { ITERATIONS_MAX = 10000, WRONG_MAX = 1000000 };
 typedef struct {
     size_t begin, end, factor, step;
     int iterations, warmup;
-    const char *collective, *type_name, *op_name, *probe, *compare;
+    const char *collective, *type_name, *op_name, *probe, *compare, *compare_own;
     bool json, check;
     CommConfig comm;
 } Options;
@@ -50,6 +51,8 @@ static void usage(FILE *out) {
           "  --timeout=SECONDS       of every wait (60)\n"
           "  --compare-mpi[=all]     MPI_Allreduce alternately in the same run; all: every algorithm of Open "
           "MPI\n"
+          "  --compare-algorithms=LIST   these algorithms of the torus (see above) alternately in the same "
+          "run\n"
           "  --json                  one JSON object per line instead of the table\n"
           "  --probe=FILE            measure every wire of the topology at once and write it to FILE\n"
           "Columns: algorithm: what ran; time and min in us, of the slowest rank (median, least); algbw "
@@ -112,6 +115,7 @@ static bool set_option(Options *o, const char *name, const char *value) {
     if (!strcmp(name, "c") || !strcmp(name, "check")) return o->check = *value != '0', true;
     if (!strcmp(name, "backend")) return o->comm.backend = value, true;
     if (!strcmp(name, "algorithm")) return !setenv("TOROID_TORUS_ALGORITHM", value, 1);
+    if (!strcmp(name, "compare-algorithms")) return o->compare_own = value, *value != 0;
     if (!strcmp(name, "topology")) return o->comm.topology = value, true;
     if (!strcmp(name, "probe")) return o->probe = value, *value != 0;
     if (!strcmp(name, "timeout"))
@@ -140,8 +144,8 @@ static bool parse_options(Options *o, int argc, char **argv, Error *err) {
     }
     if (!o->end) o->end = o->begin;
     if (o->end < o->begin) return error_set(err, "-e is below -b (see --help)");
-    if (o->compare && strcmp(o->collective, "all_reduce") != 0)
-        return error_set(err, "--compare-mpi is for --collective=all_reduce");
+    if ((o->compare || o->compare_own) && strcmp(o->collective, "all_reduce") != 0)
+        return error_set(err, "comparisons are for --collective=all_reduce");
     return true;
 }
 
@@ -192,7 +196,8 @@ typedef struct {
     bool has_wires;  /* the topology has addresses */
     Wires wires;
     PeerMpi *mpi;    /* NULL: no comparison */
-    float *times;    /* (1 + algorithms of mpi, iterations) us */
+    PeerOwn own;     /* after those of mpi */
+    float *times;    /* (1 + peers, iterations) us */
     float *in_order; /* (iterations) us, ours as they came */
     char *text;      /* for a line of JSON */
     size_t text_bytes;
@@ -205,6 +210,22 @@ typedef struct {
     char algorithm[24];
     uint32_t hash;
 } Result;
+
+static int peer_count(const Bench *b) {
+    return (b->mpi ? peer_mpi_count(b->mpi) : 0) + b->own.count;
+}
+
+/* Is peer p one of MPI? *index: which of its kind. */
+static bool peer_is_mpi(const Bench *b, int p, int *index) {
+    int mpi = b->mpi ? peer_mpi_count(b->mpi) : 0;
+    *index = p < mpi ? p : p - mpi;
+    return p < mpi;
+}
+
+static const char *peer_name(const Bench *b, int p) {
+    int i;
+    return peer_is_mpi(b, p, &i) ? peer_mpi_name(b->mpi, i) : b->own.name[i];
+}
 
 static unsigned expected_of(const Bench *b, size_t i, int owner) {
     unsigned value = 0;
@@ -274,12 +295,13 @@ static bool count_wires(const Bench *b, WireBytes *out, Error *err) {
     return true;
 }
 
-static bool measure(const Bench *b, Result *r, Error *err) {
-    int n = b->options->iterations, peers = b->mpi ? peer_mpi_count(b->mpi) : 0;
+static bool measure(Bench *b, Result *r, Error *err) {
+    int n = b->options->iterations, peers = peer_count(b), index;
     float wire = 0;
     WireBytes before, after;
     memset(b->data, 0, r->bytes);
     for (int i = -b->options->warmup; i < n; i++) {
+        peer_own_pause(&b->own);
         if (!count_wires(b, &before, err) || !comm_barrier(b->comm, err)) return false;
         double start = log_seconds();
         if (!run_once(b, r->count, err)) return false;
@@ -291,7 +313,11 @@ static bool measure(const Bench *b, Result *r, Error *err) {
             wire += (float)wire_bytes_most(&b->wires, &before, &after) / (float)n;
         }
         for (int p = 0; p < peers; p++) {
-            double seconds = peer_mpi_all_reduce(b->mpi, p, r->count, (int)b->type, (int)b->op);
+            double seconds =
+                peer_is_mpi(b, p, &index)
+                    ? peer_mpi_all_reduce(b->mpi, index, r->count, (int)b->type, (int)b->op)
+                    : peer_own_all_reduce(&b->own, index, b->data, r->count, b->type, b->op, err);
+            if (seconds < 0) return false;
             if (i >= 0) b->times[(p + 1) * n + i] = (float)(1e6 * seconds);
         }
     }
@@ -334,14 +360,31 @@ static void show_text(const Bench *b, const Result *r) {
            b->options->type_name, b->collective <= REDUCE_SCATTER ? b->options->op_name : "none",
            r->algorithm, r->median_us, r->min_us, r->algbw, r->busbw, wrong, share, wire, hash);
     int n = b->options->iterations;
-    for (int p = 0; b->mpi && p < peer_mpi_count(b->mpi); p++) {
+    for (int p = 0, i; p < peer_count(b); p++) {
         float *times = b->times + (p + 1) * n;
         double us = median(times, n);
-        printf("#%12s MPI_Allreduce %-33s %11.1f %11.1f %8.4f   we are %.2fx as fast (least time: %.2fx)\n",
-               "", peer_mpi_name(b->mpi, p), us, (double)times[0], (double)r->bytes / us * 1e-3,
-               us / r->median_us, (double)times[0] / r->min_us);
+        printf("#%12s %-13s %-33s %11.1f %11.1f %8.4f   we are %.2fx as fast (least time: %.2fx)\n", "",
+               peer_is_mpi(b, p, &i) ? "MPI_Allreduce" : "algorithm", peer_name(b, p), us, (double)times[0],
+               (double)r->bytes / us * 1e-3, us / r->median_us, (double)times[0] / r->min_us);
     }
     fflush(stdout);
+}
+
+static void show_json_peers(const Bench *b, const Result *r, bool mpi, JsonWriter *w) {
+    int n = b->options->iterations;
+    json_array_begin(w, mpi ? "mpi" : "algorithms");
+    for (int p = 0, i; p < peer_count(b); p++) {
+        if (peer_is_mpi(b, p, &i) != mpi) continue;
+        float *times = b->times + (p + 1) * n;
+        json_object_begin(w, NULL);
+        json_string(w, "algorithm", peer_name(b, p));
+        double us = median(times, n);
+        json_double(w, "median_us", us);
+        json_double(w, "min_us", (double)times[0]);
+        json_double(w, "ratio", us / r->median_us);
+        json_object_end(w);
+    }
+    json_array_end(w);
 }
 
 static void show_json(const Bench *b, const Result *r) {
@@ -369,18 +412,8 @@ static void show_json(const Bench *b, const Result *r) {
     json_array_begin(&w, "times_us");
     for (int i = 0; i < n; i++) json_float(&w, NULL, b->in_order[i]);
     json_array_end(&w);
-    json_array_begin(&w, "mpi");
-    for (int p = 0; b->mpi && p < peer_mpi_count(b->mpi); p++) {
-        float *times = b->times + (p + 1) * n;
-        json_object_begin(&w, NULL);
-        json_string(&w, "algorithm", peer_mpi_name(b->mpi, p));
-        double us = median(times, n);
-        json_double(&w, "median_us", us);
-        json_double(&w, "min_us", (double)times[0]);
-        json_double(&w, "ratio", us / r->median_us);
-        json_object_end(&w);
-    }
-    json_array_end(&w);
+    show_json_peers(b, r, true, &w);
+    show_json_peers(b, r, false, &w);
     json_object_end(&w);
     if (json_writer_done(&w)) puts(b->text);
     fflush(stdout);
@@ -392,7 +425,7 @@ static bool bench(Bench *b, Error *err) {
     const Options *o = b->options;
     size_t element = comm_type_bytes(b->type);
     bool show = b->rank == 0;
-    int wrong = 0, peers = b->mpi ? peer_mpi_count(b->mpi) : 0;
+    int wrong = 0, peers = peer_count(b);
     b->data = comm_alloc(b->comm, o->end + element, err);
     if (!b->data) return false;
     b->times = calloc((size_t)o->iterations * (size_t)(1 + peers), sizeof *b->times);
@@ -461,9 +494,11 @@ int main(int argc, char **argv) {
         b.has_wires = b.has_wires || topology.links[i].address[0];
     wires_open(&b.wires, &topology, b.rank);
     if (o.compare && !peer_mpi_open(&b.mpi, !strcmp(o.compare, "all"), o.end, &err)) goto out;
+    if (o.compare_own && !peer_own_open(&b.own, b.comm, o.compare_own, &err)) goto out;
     ok = o.probe ? probe(&b, &topology, o.probe, &err) : bench(&b, &err);
 out:
     if (!ok) fprintf(stderr, "comm_bench: rank %d: %s\n", b.rank, err.text);
+    peer_own_close(&b.own);
     comm_close(b.comm);
     peer_mpi_close(b.mpi);
     topology_close(&topology);

@@ -15,20 +15,19 @@ enum {
     SLEEP_NANOSECONDS = 10 * 1000 * 1000
 };
 
+/* Either this sees the sleeper, or the sleeper, which counts itself before it looks, sees the new value: so all four are
+ * sequentially consistent. */
 static void wake(ShmWord *word) {
-    /* Either this sees the sleeper, or the sleeper, which counts itself first, sees the new value. */
-    atomic_thread_fence(memory_order_seq_cst);
-    if (atomic_load_explicit(&word->sleepers, memory_order_relaxed))
-        syscall(SYS_futex, &word->value, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+    if (atomic_load(&word->sleepers)) syscall(SYS_futex, &word->value, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 void shm_word_set(ShmWord *word, uint32_t value) {
-    atomic_store_explicit(&word->value, value, memory_order_release);
+    atomic_store(&word->value, value);
     wake(word);
 }
 
 void shm_word_add(ShmWord *word, uint32_t n) {
-    atomic_fetch_add_explicit(&word->value, n, memory_order_acq_rel);
+    atomic_fetch_add(&word->value, n);
     wake(word);
 }
 
@@ -47,9 +46,8 @@ static void relax(void) {
 static void sleep_on(ShmWord *word, uint32_t seen) {
     const struct timespec most = {0, SLEEP_NANOSECONDS};
     atomic_fetch_add(&word->sleepers, 1);
-    atomic_thread_fence(memory_order_seq_cst);
-    /* The kernel sleeps only if the value is still the one seen. */
-    syscall(SYS_futex, &word->value, FUTEX_WAIT, seen, &most, NULL, 0);
+    /* The kernel, too, sleeps only if the value is still the one seen. */
+    if (atomic_load(&word->value) == seen) syscall(SYS_futex, &word->value, FUTEX_WAIT, seen, &most, NULL, 0);
     atomic_fetch_sub(&word->sleepers, 1);
 }
 
