@@ -6,6 +6,7 @@
 Runs are compared by their final weights, byte by byte, and by the losses, norms and learning rates of every step in
 metrics.jsonl, digit by digit. What may differ by rounding (gradient accumulation, instruction sets, bf16) has bounds.
 """
+import glob
 import json
 import os
 import random
@@ -133,7 +134,7 @@ def test_threads_and_seeds():
     for threads in (1, 2, 3):
         train(f"threads{threads}", f"--threads={threads}")
         same(f"threads{threads}", "straight")
-    train("reports", "--log-every=3", "--save-every=3", "--sample-every=2", "--sample-tokens=3")
+    train("reports", "--log-every=3", "--checkpoint-every=3", "--sample-every=2", "--sample-tokens=3")
     same("reports", "straight")
     train("seed", "--seed=2")
     check(metrics("seed")[-1]["loss"] != metrics("straight")[-1]["loss"], "another seed, the same loss")
@@ -155,18 +156,18 @@ def test_stop_and_resume():
 
 
 def test_kill():
-    code, _ = train_and_signal("kill", signal.SIGKILL, 5, "--save-every=2")
+    code, _ = train_and_signal("kill", signal.SIGKILL, 5, "--checkpoint-every=2")
     check(code == -signal.SIGKILL, f"SIGKILL: exit {code}")
     check(steps_done("kill") >= 4, "SIGKILL: metrics end before the last step seen")
-    _, err = train("kill", "--save-every=2")
+    _, err = train("kill", "--checkpoint-every=2")
     at = re.search(r"resumed     kill at step (\d+)", err)
-    check(at and int(at[1]) in (4, 6), f"SIGKILL: {err[-300:]}")
+    check(at and int(at[1]) in (2, 4, 6), f"SIGKILL: {err[-300:]}")
     same("kill", "straight")
     # Killed anywhere, over and over, with a save after each step: always resumes, always the same run.
     rng = random.Random(3)
     kills = 0
     for _ in range(20):
-        p = subprocess.Popen([PROGRAM, *BASE, "--run=kills", "--save-every=1", "--threads=1"], stdout=subprocess.PIPE,
+        p = subprocess.Popen([PROGRAM, *BASE, "--run=kills", "--checkpoint-every=1", "--threads=1"], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, env=ENVIRONMENT)
         for _ in range(rng.randint(1, 3)):
             p.stdout.readline()
@@ -178,7 +179,7 @@ def test_kill():
         if p.returncode == 0:
             break
     check(kills >= 2, f"only {kills} kills before the run was done")
-    train("kills", "--save-every=1")
+    train("kills", "--checkpoint-every=1")
     same("kills", "straight")
     left = [name for name in os.listdir("kills") if "tmp" in name or "new" in name]
     check(not left, f"killed runs left {left}")
@@ -188,35 +189,55 @@ def test_ask_to_save():
     code, err = train_and_signal("usr1", signal.SIGUSR1, 3)
     check(code == 0, f"SIGUSR1: exit {code}: {err[-300:]}")
     same("usr1", "straight")
-    check(os.path.exists("usr1/state.prev.bin"), "SIGUSR1: nothing was saved before the end")
-    os.rename("usr1/state.prev.bin", "usr1/state.bin")
+    saved = checkpoints("usr1")
+    if not check(len(saved) == 2 and saved[0] == 8 and saved[1] in (3, 4, 5), f"SIGUSR1: checkpoints of steps {saved}"):
+        return
+    code, _, err = run("ckpt", "restore", f"usr1@{saved[1]}", "back")
+    check(code == 0, f"SIGUSR1: restore: exit {code}: {err[-300:]}")
+    shutil.rmtree("usr1/checkpoints")
+    os.rename("back/checkpoints", "usr1/checkpoints")
     _, err = train("usr1")
-    check(re.search(r"resumed     usr1 at step [345],", err), f"SIGUSR1: {err[-300:]}")
+    check(f"resumed     usr1 at step {saved[1]}," in err, f"SIGUSR1: {err[-300:]}")
     same("usr1", "straight")
 
 
+def checkpoints(folder):
+    """The steps that can be restored, newest first."""
+    code, out, err = run("ckpt", "ls", folder)
+    check(code == 0, f"ckpt ls {folder}: exit {code}: {err[-300:]}")
+    return [int(line.split()[0]) for line in out.split("\n")[1:] if " restorable " in line]
+
+
+def segments(folder):
+    """The segment files of the run, that of the newest checkpoint first."""
+    def step(path):
+        with open(path, "rb") as f:
+            return int.from_bytes(f.read(48)[40:], "little")
+    return sorted(glob.glob(f"{folder}/checkpoints/seg/*.seg"), key=step, reverse=True)
+
+
 def test_damaged_state():
-    for name, change in (("flipped", lambda data: data.__setitem__(len(data) // 2, data[len(data) // 2] ^ 4)),
-                         ("cut", lambda data: data.__delitem__(slice(len(data) - 100, None))), ("empty", bytearray.clear)):
-        train(name, "--save-every=5")
-        with open(f"{name}/state.bin", "r+b") as f:
+    for name, change in (("flipped", lambda data: data.__setitem__(100000, data[100000] ^ 4)),
+                         ("cut", lambda data: data.__delitem__(slice(len(data) // 3, None))), ("empty", bytearray.clear)):
+        train(name, "--checkpoint-every=5")
+        with open(segments(name)[0], "r+b") as f:
             data = bytearray(f.read())
             change(data)
             f.seek(0)
             f.truncate()
             f.write(data)
         _, err = train(name)
-        warned = [line for line in err.split("\n") if line.startswith("warning: ") and "state.prev.bin instead" in line]
-        check(warned and f"resumed     {name} at step 5" in err, f"{name} state: {err[-400:]}")
+        warned = [line for line in err.split("\n") if line.startswith("warning: ") and "step 8" in line]
+        check((warned or name != "flipped") and f"resumed     {name} at step 5" in err, f"{name} state: {err[-400:]}")
         same(name, "straight")
-    # Both damaged: an error, and both files stay for whoever can repair them.
-    for state in ("state.bin", "state.prev.bin"):
-        with open(f"cut/{state}", "r+b") as f:
-            f.truncate(1000)
+    # All damaged: an error, and the files stay for whoever can repair them.
+    for path in segments("cut"):
+        with open(path, "r+b") as f:
+            f.truncate(5000)
     code, _, err = run(*BASE, "--run=cut")
-    check(code == 1 and err.count("error: ") == 1 and "cut/state.bin" in err, f"both damaged: exit {code}: {err[-300:]}")
-    check(all(os.path.getsize(f"cut/{s}") == 1000 for s in ("state.bin", "state.prev.bin")), "both damaged: overwritten")
-    check(len(metrics("cut")) == 8, "both damaged: metrics.jsonl changed")
+    check(code == 1 and err.count("error: ") == 1 and "cut/checkpoints" in err, f"all damaged: exit {code}: {err[-300:]}")
+    check(all(os.path.getsize(path) == 5000 for path in segments("cut")), "all damaged: overwritten")
+    check(len(metrics("cut")) == 8, "all damaged: metrics.jsonl changed")
 
 
 def resumed_like_straight(name, *options):
@@ -224,7 +245,7 @@ def resumed_like_straight(name, *options):
     train(f"{name}_straight", *options)
     code, err = train_and_signal(f"{name}_stopped", signal.SIGTERM, 2, *options)
     check(code == STOPPED, f"{name}: exit {code}: {err[-300:]}")
-    code, _ = train_and_signal(f"{name}_stopped", signal.SIGKILL, 6, "--save-every=1", *options)
+    code, _ = train_and_signal(f"{name}_stopped", signal.SIGKILL, 6, "--checkpoint-every=1", *options)
     train(f"{name}_stopped", *options)
     steps = len(metrics(f"{name}_straight"))
     same(f"{name}_stopped", f"{name}_straight", steps)
@@ -242,7 +263,7 @@ def test_options_across_a_resume():
     skipped = [line["step"] for line in metrics("skip_straight") if line.get("skipped")]
     check(len(skipped) > 3 and skipped[0] > 128, f"skips: {skipped}")
     for number in (signal.SIGTERM, signal.SIGKILL):
-        code, err = train_and_signal("skip_stopped", number, 60 if number == signal.SIGTERM else 150, "--save-every=7", *small)
+        code, err = train_and_signal("skip_stopped", number, 60 if number == signal.SIGTERM else 150, "--checkpoint-every=7", *small)
         check(code in (STOPPED, -signal.SIGKILL), f"skips: exit {code}: {err[-300:]}")
     train("skip_stopped", *small)
     same("skip_stopped", "skip_straight", 220)
@@ -286,7 +307,7 @@ def test_new_start():
 
 
 def test_two_at_once():
-    first = subprocess.Popen([PROGRAM, *BASE, "--run=shared", "--save-every=1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    first = subprocess.Popen([PROGRAM, *BASE, "--run=shared", "--checkpoint-every=1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                              env=ENVIRONMENT)
     first.stdout.readline()
     code, _, err = run(*BASE, "--run=shared")

@@ -125,7 +125,7 @@ def test_resume():
     for order in ((1, 3, 2), (4, 1, 8)):
         run = "resume" + "".join(map(str, order))
         for stop, ranks in zip((6, 13, STEPS), order):
-            jobs = start(run, ranks, "--save-every=1")
+            jobs = start(run, ranks, "--checkpoint-every=1")
             end = time.monotonic() + LIMIT_SECONDS
             while stop < STEPS and time.monotonic() < end and jobs[0].poll() is None and steps_done(run) < stop:
                 time.sleep(0.005)

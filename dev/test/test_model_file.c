@@ -1,8 +1,9 @@
 /* test_model_file.c: llm.c's model files: what is written reads back, laid out as llm.c expects; what is
  * damaged is refused in one line; fuzzed by fuzz_model_file.c. */
 #define _XOPEN_SOURCE 700
+#include "base/file.h"
 #include "fuzz_model_file.c"
-#include "run/run_state.h"
+#include "run/checkpoint.h"
 #include "test.h"
 
 static const GPT2Config shape = {
@@ -196,32 +197,75 @@ static void test_damage(void) {
     refuse(path.path, "not a model file");
 }
 
-/* The model in a run's folder, as training saves it. */
+/* Saves a model as training does, as the checkpoint of a step. */
+static void save_checkpoint(const char *run, const GPT2 *m, const GPT2Config *config, uint64_t step) {
+    static TensorView views[256];
+    char staging[FILE_PATH_BYTES];
+    size_t count = 0;
+    Error err;
+    Ckpt *ckpt;
+    for (int t = 0; t < NUM_PARAM_TENSORS; t++)
+        for (int l = 0; l < (gpt2_tensor(&m->config, t).scope == MODEL ? 1 : m->config.layers); l++) {
+            TensorInfo info = gpt2_tensor(&m->config, t);
+            TensorView *v = &views[count++];
+            *v = (TensorView){.type = CKPT_FP32,
+                              .dims = 2,
+                              .shape = {info.rows, info.cols},
+                              .end = info.rows * info.cols,
+                              .data = m->params + gpt2_tensor_offset(&m->config, t, l)};
+            checkpoint_tensor_name(v->name, "params", &info, l);
+        }
+    TensorView *v = &views[count++];
+    *v = (TensorView){.name = "state/config",
+                      .type = CKPT_UINT8,
+                      .dims = 1,
+                      .shape = {sizeof *config},
+                      .end = sizeof *config,
+                      .data = config,
+                      .copied = true};
+    TEST_CHECK(file_join(staging, run, CHECKPOINT_FOLDER, &err) && file_make_directory(staging, &err), "%s",
+               err.text);
+    const CkptConfig c = {.directory = staging,
+                          .node = "here",
+                          .io = "plain",
+                          .size = 1,
+                          .node_first = true,
+                          .attempt = (uint32_t)step,
+                          .payload_bytes = m->param_count * sizeof(float) + sizeof *config,
+                          .views_max = (int)count,
+                          .keep = 2};
+    bool ok = ckpt_open(&ckpt, &c, &err) && ckpt_begin(ckpt, step, views, count, &err);
+    TEST_CHECK(ok, "%s", err.text);
+    TEST_CHECK(ckpt_wait(ckpt, 60), "step %d is not durable", (int)step);
+    ckpt_commit(ckpt, step, false);
+    ckpt_wait(ckpt, 60);
+    ckpt_close(ckpt);
+}
+
+/* The model in a run's folder, as training saves it: the newest checkpoint that can be used. */
 static void test_run_folder(void) {
     Error err;
     GPT2Config config = shape;
-    GPT2 m = make_model(&shape, 5), n;
-    RunRecord records[] = {{"config", &config, sizeof config, false},
-                           {"progress", "12345678", 8, false},
-                           {"params", m.params, m.param_count * sizeof(float), true}};
+    GPT2 m = make_model(&shape, 5), newer = make_model(&shape, 7), n;
     TestPath run = test_path("run");
-    TEST_CHECK(run_state_save(run.path, records, 3, &err), "%s", err.text);
+    save_checkpoint(run.path, &m, &shape, 1);
     bool ok = read_model(run.path, &n, &config, &err);
     TEST_CHECK(ok, "%s", err.text);
     TEST_CHECK(ok && !memcmp(&config, &shape, sizeof config),
                "the configuration differs, or the window is lost");
     TEST_CHECK(ok && !memcmp(n.params, m.params, m.param_count * sizeof(float)), "the weights differ");
-    gpt2_free(&n);
-    config.layers = 2;
-    TEST_CHECK(run_state_save(run.path, records, 3, &err), "%s", err.text);
-    refuse(run.path, "a model of its sizes has");
-    config.layers = -3;
-    TEST_CHECK(run_state_save(run.path, records, 3, &err), "%s", err.text);
-    refuse(run.path, "layers is -3");
-    TEST_CHECK(run_state_save(run.path, records + 1, 1, &err), "%s", err.text);
-    TEST_CHECK(run_state_save(run.path, records + 1, 1, &err), "%s", err.text);
-    refuse(run.path, "no record 'config'");
+    if (ok) gpt2_free(&n);
+    save_checkpoint(run.path, &newer, &shape, 2);
+    ok = read_model(run.path, &n, &config, &err);
+    TEST_CHECK(ok && !memcmp(n.params, newer.params, m.param_count * sizeof(float)), "not the newest");
+    if (ok) gpt2_free(&n);
+    config.layers = -3; /* a checkpoint that nobody could have written is passed over */
+    save_checkpoint(run.path, &m, &config, 3);
+    ok = read_model(run.path, &n, &config, &err);
+    TEST_CHECK(ok && !memcmp(n.params, newer.params, m.param_count * sizeof(float)), "not the newest usable");
+    if (ok) gpt2_free(&n);
     gpt2_free(&m);
+    gpt2_free(&newer);
 }
 
 static void test_fuzz(void) {

@@ -92,7 +92,7 @@ def test_resume(folder, reference):
     for order in ((1, 3, 2), (4, 1, 3)):
         run = "resume" + "".join(map(str, order))
         for stop, ranks in zip((3, 6, 8), order):
-            command = arguments(run, 8, {1: 8, 2: 4, 3: 8, 4: 2}[ranks], ["--save-every=1"])
+            command = arguments(run, 8, {1: 8, 2: 4, 3: 8, 4: 2}[ranks], ["--checkpoint-every=1"])
             jobs = start(ranks, command, folder)
             if stop < 8:  # ask the last rank, which must take the others along
                 metrics = os.path.join(folder, run, "metrics.jsonl")

@@ -212,12 +212,13 @@ static bool open_checkpoint(Trainer *t, Error *err) {
                                .keep = o->keep,
                                .failure_seconds = o->mtbf * 3600,
                                .tb_per_day = o->wear};
+    size_t levels = t->parallel.reduce == REDUCE_EXACT ? t->parallel.blocks : 0;
     const CheckpointParts parts = {.model = &t->model,
                                    .parallel = &t->parallel,
                                    .optimizer = &t->optimizer,
                                    .states = {{"config", &t->model.config, sizeof t->model.config, false},
                                               {"progress", &t->progress, sizeof t->progress, false},
-                                              {"exact_levels", t->parallel.levels, t->parallel.blocks, true}},
+                                              {"exact_levels", t->parallel.levels, levels, true}},
                                    .num_states = 3};
     return checkpoint_every_parse(o->checkpoint_every, &config.every, err) &&
            checkpoint_open(&t->checkpoint, &config, &parts, err);
