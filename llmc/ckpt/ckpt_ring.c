@@ -95,13 +95,37 @@ static bool measure_segments(CkptRing *ring, Error *err) {
     return true;
 }
 
-/* What was agreed to be the newest restorable one is as good as committed; what nobody committed can never be whole. */
+/* COMMIT of every checkpoint that is due one: also of those whose record could not be written before, so that all writers
+ * count the same. */
+static bool append_commits(CkptRing *ring, Error *err) {
+    CkptRecord records[CKPT_SEGMENTS_MAX];
+    size_t count = 0;
+    for (size_t i = 0; i < ring->count; i++) {
+        const CkptSegment *s = &ring->segments[i];
+        if (!s->live || !s->commit_due) continue;
+        records[count] = s->shard;
+        records[count].kind = CKPT_RECORD_COMMIT;
+        records[count++].flags = s->best ? CKPT_FLAG_BEST : 0;
+    }
+    if (!ckpt_log_append(&ring->log, records, count, err)) return false;
+    for (size_t i = 0; i < ring->count; i++) {
+        CkptSegment *s = &ring->segments[i];
+        if (s->live && s->commit_due) s->committed = true;
+        s->commit_due = false;
+    }
+    return true;
+}
+
+/* What was agreed to be the newest restorable one becomes committed; what nobody committed can never be whole. */
 static bool settle(CkptRing *ring, Error *err) {
     CkptRecord drops[CKPT_SEGMENTS_MAX];
     size_t count = 0;
     CkptSegment *newest = ckpt_ring_holder(ring, ring->config->newest);
     if (!ring->config->newest_agreed) return true;
-    if (newest) newest->committed = true;
+    if (newest && !newest->committed) {
+        newest->commit_due = true;
+        if (!append_commits(ring, err)) return false;
+    }
     for (size_t i = 0; i < ring->count; i++) {
         CkptSegment *s = &ring->segments[i];
         if (!s->live || s->committed) continue;
@@ -229,7 +253,7 @@ bool ckpt_ring_shard(CkptRing *ring, CkptSegment *segment, const CkptRecord *sha
     if (!ckpt_log_append(&ring->log, shard, 1, err)) return false;
     segment->shard = *shard;
     segment->live = true;
-    segment->committed = segment->best = false;
+    segment->committed = segment->commit_due = segment->best = false;
     return true;
 }
 
@@ -263,13 +287,9 @@ bool ckpt_ring_commit(CkptRing *ring, CkptId id, bool best, Error *err) {
         if (!ckpt_scan(&ring->scan, ring->source, &why) || !write_table(ring, id, &why))
             log_warn("no merged index of checkpoint %s: %s", ckpt_id_text(id).text, why.text);
     }
-    CkptRecord record = s->shard;
-    record.kind = CKPT_RECORD_COMMIT;
-    record.flags = best ? CKPT_FLAG_BEST : 0;
-    if (!ckpt_log_append(&ring->log, &record, 1, err)) return false;
-    s->committed = true;
+    s->commit_due = true;
     s->best = best;
-    if (!ckpt_retain(ring, err)) return false;
+    if (!append_commits(ring, err) || !ckpt_retain(ring, err)) return false;
     return !ring->config->node_first || !ring->strangers || ckpt_retain_strangers(ring, id, err);
 }
 
