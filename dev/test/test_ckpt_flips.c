@@ -126,13 +126,14 @@ static void flip_blocks(const char *path, uint64_t from, uint64_t to, CkptId id,
             uint64_t place = block * BLOCK + (k == 0 ? 17 : k == 1 ? 40 : (block * 613 + 100) % BLOCK);
             flip(fd, place, k);
             bool newer = read_back(id), older = read_back(before);
-            refused += !newer || !older;
+            refused +=
+                !newer || !older || count_bad(id) > 0; /* the merged table stands in for a broken one */
             TEST_CHECK(newer || older, "%s: one bit at %llu costs both checkpoints: %s", path,
                        (unsigned long long)place, err.text);
             flip(fd, place, k);
         }
     close(fd);
-    printf("%s: bits in %llu blocks, %d made a checkpoint be refused\n", strrchr(path, '/') + 1,
+    printf("%s: bits in %llu blocks, %d were found\n", strrchr(path, '/') + 1,
            (unsigned long long)((to - from + BLOCK - 1) / BLOCK), refused);
     TEST_CHECK(refused > 0, "%s: no flip did anything", path);
 }

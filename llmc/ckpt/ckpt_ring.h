@@ -12,9 +12,9 @@ enum { CKPT_SEGMENTS_MAX = 64 };
 
 typedef struct {
     uint32_t n;
-    uint64_t bytes; /* of its file; 0: not there */
-    bool live;      /* holds a shard that may not be overwritten */
-    bool committed, best;
+    uint64_t bytes;                   /* of its file; 0: not there */
+    bool live;                        /* holds a shard that may not be overwritten */
+    bool committed, best, commit_due; /* due: is to be committed, but that is not durable yet */
     CkptRecord shard; /* what is, or was last, in it; kind 0: nothing that anyone could be reading */
 } CkptSegment;
 
