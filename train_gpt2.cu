@@ -2,6 +2,7 @@
  * translation unit. It is linked under train_gpt2.c and test_gpt2.c in place of llmc/cpu. Compiled by nvcc it is the GPU
  * program; by a C++ compiler with dev/cuda_shim it runs on the CPU, for tests. */
 #include "cuda/adamw.cuh"
+#include "cuda/attention.cuh"
 #include "cuda/classifier.cuh"
 #include "cuda/decode.cuh"
 #include "cuda/device.cuh"
@@ -9,4 +10,5 @@
 #include "cuda/gelu.cuh"
 #include "cuda/gpu.h"
 #include "cuda/layernorm.cuh"
+#include "cuda/matmul.cuh"
 #include "cuda/norm.cuh"

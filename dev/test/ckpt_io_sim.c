@@ -196,7 +196,8 @@ static bool sim_sync(CkptIo *io, CkptFile *file, Error *err) {
     sim_wait(io, 0, err);
     pthread_mutex_lock(&mutex);
     bool ok = !faulty(sim) || failed(err, file->name, "make its data durable", sim->fault_errno);
-    sim_log(sim, (SimOp){.kind = ok ? OP_SYNC : OP_SYNC_FAILED, .inode = (int16_t)file->inode});
+    if (ok || !sim->killed)
+        sim_log(sim, (SimOp){.kind = ok ? OP_SYNC : OP_SYNC_FAILED, .inode = (int16_t)file->inode});
     pthread_mutex_unlock(&mutex);
     return ok;
 }
@@ -235,13 +236,22 @@ static bool sim_remove(CkptIo *io, const char *path, Error *err) {
 
 static bool make_directory(Sim *sim, int name, Error *err) {
     int parent = sim_names[name].parent;
-    if (parent >= 0 && !make_directory(sim, parent, err)) return false;
+    if (parent < 0) return true; /* SIM_ROOT */
+    if (!make_directory(sim, parent, err)) return false;
     int inode = sim->live.bound[name];
-    if (inode >= 0) return sim->live.inode[inode].directory || failed(err, name, "make this folder", ENOTDIR);
+    if (inode >= 0 && !sim->live.inode[inode].directory)
+        return failed(err, name, "make this folder", ENOTDIR);
+    if (inode >= 0) {
+        if (faulty(sim)) return failed(err, parent, "make the names in it durable", sim->fault_errno);
+        sim_log(sim, (SimOp){.kind = OP_SYNC_NAMES, .name = (int16_t)parent});
+        return true;
+    }
     if (faulty(sim)) return failed(err, name, "make this folder", sim->fault_errno);
     inode = sim_inode_new(&sim->live, true);
     sim->live.bound[name] = (int16_t)inode;
     sim_log(sim, (SimOp){.kind = OP_BIND, .inode = (int16_t)inode, .name = (int16_t)name, .bytes = 1});
+    if (faulty(sim)) return failed(err, parent, "make the names in it durable", sim->fault_errno);
+    sim_log(sim, (SimOp){.kind = OP_SYNC_NAMES, .name = (int16_t)parent});
     return true;
 }
 

@@ -38,6 +38,10 @@ void sim_page_drop(SimPage *p) {
 SimName sim_names[SIM_NAMES_MAX];
 int sim_name_count, sim_name_order[SIM_NAMES_MAX];
 
+void sim_names_forget(void) {
+    sim_name_count = 0;
+}
+
 int sim_name_of(const char *path) {
     int low = 0, high = sim_name_count;
     while (low < high) {

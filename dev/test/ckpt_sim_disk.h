@@ -13,7 +13,7 @@
 #define CKPT_SIM_DISK_H
 #include "ckpt/ckpt_io.h"
 
-enum { SIM_PAGE_BYTES = 4096, SIM_INODES_MAX = 192, SIM_NAMES_MAX = 256, SIM_FILE_PAGES_MAX = 1024 };
+enum { SIM_PAGE_BYTES = 4096, SIM_INODES_MAX = 192, SIM_NAMES_MAX = 512, SIM_FILE_PAGES_MAX = 1024 };
 
 #define SIM_ROOT "sim" /* the one folder that an empty disk has */
 
@@ -66,6 +66,7 @@ typedef struct {
     /* faults: operations fault_from <= n < fault_to that change something fail with fault_errno */
     uint64_t changes, fault_from, fault_to;
     int fault_errno;
+    bool killed;         /* the faults are the end of the process: they leave no trace on the disk */
     uint64_t free_bytes; /* what free_bytes answers */
 } Sim;
 
@@ -111,6 +112,8 @@ typedef struct {
 extern SimName sim_names[SIM_NAMES_MAX];
 extern int sim_name_count, sim_name_order[SIM_NAMES_MAX]; /* order: sorted by path */
 int sim_name_of(const char *path);
+/* All numbers begin anew; only while there is no world. */
+void sim_names_forget(void);
 /* Does the name stand for something, and are all folders above it there? */
 bool sim_reachable(const SimWorld *world, int name);
 

@@ -44,6 +44,7 @@ typedef struct {
     bool (*sync)(CkptIo *io, CkptFile *file, Error *err); /* waits for the writes, then makes them durable */
     bool (*rename)(CkptIo *io, const char *from, const char *to, Error *err);
     bool (*remove)(CkptIo *io, const char *path, Error *err); /* absent: true */
+    /* With those above it; all their names are durable afterwards, also of those that were there. */
     bool (*make_directory)(CkptIo *io, const char *path, Error *err);
     bool (*sync_directory)(CkptIo *io, const char *path, Error *err);
     /* Calls with every name in the folder, sorted; an absent folder has none. */

@@ -221,11 +221,6 @@ static bool plain_remove(CkptIo *io, const char *path, Error *err) {
     return unlink(path) == 0 || errno == ENOENT || file_error(err, path, "remove");
 }
 
-static bool plain_make_directory(CkptIo *io, const char *path, Error *err) {
-    (void)io;
-    return file_make_directory(path, err);
-}
-
 static bool plain_sync_directory(CkptIo *io, const char *path, Error *err) {
     (void)io;
     int result, fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -237,6 +232,22 @@ static bool plain_sync_directory(CkptIo *io, const char *path, Error *err) {
         result == 0 || errno == EINVAL || file_error(err, path, "make the names in this folder durable");
     close(fd);
     return ok;
+}
+
+static bool plain_make_directory(CkptIo *io, const char *path, Error *err) {
+    char above[FILE_PATH_BYTES];
+    Error ignored;
+    size_t length = strlen(path);
+    if (!file_make_directory(path, err)) return false; /* which refuses what does not fit */
+    memcpy(above, path, length + 1);
+    for (bool last = true;; last = false) {
+        char *slash = strrchr(above, '/');
+        const char *parent = !slash ? "." : slash == above ? "/" : above;
+        if (slash) *slash = 0;
+        /* folders further up may be there for long, and not ours to open */
+        if (!plain_sync_directory(io, parent, last ? err : &ignored) && last) return false;
+        if (!slash || slash == above) return true;
+    }
 }
 
 static int by_name(const void *a, const void *b) {

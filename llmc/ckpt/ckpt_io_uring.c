@@ -24,7 +24,7 @@ bool ckpt_io_uring_open(CkptIo *io, Error *err) {
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEPTH = 8, WRITE_BYTES_MAX = 1 << 30 };
+enum { DEPTH = 16, WRITE_BYTES_MAX = 1 << 30 };
 
 typedef struct {
     CkptFile *file;

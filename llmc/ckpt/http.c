@@ -42,8 +42,9 @@ typedef struct {
     HttpAnswer *answer;
     StoreRate *rate;
     size_t sent;
-    bool refused; /* by us: answer->why */
-    double moved; /* when bytes last moved, or had to wait for the cap */
+    bool refused;   /* by us: answer->why */
+    bool too_short; /* what the URL names ends before the range does: it would again */
+    double moved;   /* when bytes last moved, or had to wait for the cap */
     curl_off_t bytes_moved;
 } Exchange;
 
@@ -124,13 +125,17 @@ static size_t on_header(char *line, size_t size, size_t count, void *user) {
 }
 
 /* Is what begins to arrive the range that was asked for? */
-static bool is_our_range(const HttpRequest *request, const HttpHeaders *headers) {
+static bool is_our_range(Exchange *x) {
+    const HttpRequest *r = x->request;
+    const HttpHeaders *h = &x->answer->headers;
     uint64_t begin, last, total;
-    if (headers->status == 206)
-        return http_range_read(headers->content_range, &begin, &last, &total) &&
-               begin == request->range_begin && last - begin == request->data_bytes - 1;
-    return headers->status == 200 && request->range_begin == 0 && headers->has_length &&
-           headers->content_length == request->data_bytes;
+    if (h->status == 206) {
+        if (!http_range_read(h->content_range, &begin, &last, &total) || begin != r->range_begin)
+            return false;
+        x->too_short = last - begin < r->data_bytes - 1 && last + 1 == total;
+        return last - begin == r->data_bytes - 1;
+    }
+    return h->status == 200 && r->range_begin == 0 && h->has_length && h->content_length == r->data_bytes;
 }
 
 static size_t on_receive(char *bytes, size_t size, size_t count, void *user) {
@@ -139,8 +144,9 @@ static size_t on_receive(char *bytes, size_t size, size_t count, void *user) {
     HttpAnswer *a = x->answer;
     size_t n = size * count;
     if (r->data && a->headers.status / 100 == 2) {
-        if (!a->data_bytes && !is_our_range(r, &a->headers))
-            return refuse(x, "the answer is not the range of bytes that was asked for");
+        if (!a->data_bytes && !is_our_range(x))
+            return refuse(x, x->too_short ? "it ends before the bytes that are wanted"
+                                          : "the answer is not the range of bytes that was asked for");
         if (n > r->data_bytes - a->data_bytes) return refuse(x, "the answer is longer than it should be");
         memcpy((char *)r->data + a->data_bytes, bytes, n);
         a->data_bytes += n;
@@ -228,7 +234,7 @@ static CURLcode perform_without_sigpipe(CURL *curl) {
 static HttpResult result_of(CURLcode code, const Exchange *x, const char *detail) {
     HttpAnswer *a = x->answer;
     if (x->request->stop && atomic_load(x->request->stop)) return HTTP_STOPPED;
-    if (x->refused) return HTTP_AGAIN;
+    if (x->refused) return x->too_short ? HTTP_NEVER : HTTP_AGAIN;
     if (code == CURLE_OK) {
         if (x->request->data && a->headers.status / 100 == 2 && a->data_bytes < x->request->data_bytes) {
             snprintf(a->why, sizeof a->why, "the answer ended after %zu of %zu bytes", a->data_bytes,

@@ -1,0 +1,14 @@
+/* ckpt_retain.h: which checkpoints stay in a staging folder, and the marks by which people and the drainer decide it. */
+#ifndef LLMC_CKPT_RETAIN_H
+#define LLMC_CKPT_RETAIN_H
+#include "ckpt/ckpt_ring.h"
+
+/* Drops this writer's shards of what may go; before this attempt's first commit nothing. */
+bool ckpt_retain(CkptRing *ring, Error *err);
+/* The files of writers that are no more, if nothing in them is kept; ring->scan is of now. */
+bool ckpt_retain_strangers(CkptRing *ring, CkptId committed, Error *err);
+
+/* In ckpt_ring.c. */
+CkptSegment *ckpt_ring_holder(CkptRing *ring, CkptId id);
+bool ckpt_ring_drop(CkptRing *ring, const CkptRecord *drops, size_t count, Error *err);
+#endif
