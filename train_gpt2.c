@@ -215,6 +215,7 @@ static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err
     if (t.parallel.repeats)
         log_info("exact sums  %lld steps were computed twice: gradients had outgrown their grids",
                  (long long)t.parallel.repeats);
+    checkpoint_report(&t.checkpoint);
     metrics_close(&report.metrics);
     trainer_close(&t);
     run_lock_release(&report.lock);
@@ -255,7 +256,8 @@ static bool tokenize(const Options *o, Error *err) {
 }
 
 static bool needs_device(const Options *o) {
-    return o->command != COMMAND_TOKENIZE && o->command != COMMAND_PLOT;
+    bool looks = o->command == COMMAND_CKPT && (!o->num_arguments || strcmp(o->arguments[0], "export") != 0);
+    return o->command != COMMAND_TOKENIZE && o->command != COMMAND_PLOT && !looks;
 }
 
 static bool run_command(const Options *o, const ControlPlace *place, int *exit_code, Error *err) {

@@ -463,6 +463,7 @@ static void settle(Checkpoint *c, const CheckpointVote *sums) {
     if (sums->failed < 0.5) {
         ckpt_commit(c->ckpt, (uint64_t)c->pending, c->pending_best);
         c->said_failed = false;
+        c->saved++;
     } else if (!c->said_failed) {
         CkptStatus s = ckpt_status(c->ckpt);
         c->said_failed = true;
@@ -470,6 +471,10 @@ static void settle(Checkpoint *c, const CheckpointVote *sums) {
             log_warn("step %lld was not saved: %s; training goes on, and the next save tries again",
                      (long long)c->pending, s.error.text);
     }
+    CkptStatus s = ckpt_status(c->ckpt);
+    c->stall_seconds += s.stall_seconds;
+    if (s.stall_seconds > c->stall_seconds_max) c->stall_seconds_max = s.stall_seconds;
+    c->write_seconds += s.write_seconds;
     c->pending = -1;
 }
 
@@ -477,6 +482,7 @@ static bool begin(Checkpoint *c, int64_t step, bool best, Error *err) {
     if (!ckpt_begin(c->ckpt, (uint64_t)step, c->views, c->num_views, err)) return false;
     c->pending = step;
     c->pending_best = best;
+    c->asked = false;
     c->last_begun = log_seconds();
     return true;
 }
@@ -486,13 +492,15 @@ bool checkpoint_step(Checkpoint *c, int64_t step, bool asked, bool best, const C
     if (!c->ckpt) return true;
     settle(c, sums);
     bool by_steps = c->config.every.kind == CHECKPOINT_STEPS && step % c->config.every.steps == 0;
-    if (!by_steps && !asked && sums->due < 0.5) return true;
+    c->asked |= asked;
+    if (!by_steps && !c->asked && sums->due < 0.5) return true;
     if (c->pending < 0) return begin(c, step, best, err);
-    if (!c->said_behind)
-        log_info(
-            "checkpoint  step %lld is left out: step %lld is still being written (the disk is slower than "
-            "--checkpoint-every asks; said once)",
-            (long long)step, (long long)c->pending);
+    c->left_out += by_steps;
+    if (by_steps && !c->said_behind)
+        log_info("checkpoint  step %lld is left out: step %lld is still being written (steps come faster "
+                 "than they "
+                 "can be saved; said once)",
+                 (long long)step, (long long)c->pending);
     c->said_behind = true;
     return true;
 }
@@ -524,4 +532,14 @@ bool checkpoint_finish(Checkpoint *c, int64_t step, bool best, Error *err) {
     Error earlier; /* the last one counts */
     if (!finish_pending(c, begun ? err : &earlier) && begun) return false;
     return begun || (begin(c, step, best, err) && finish_pending(c, err));
+}
+
+void checkpoint_report(const Checkpoint *c) {
+    if (!c->ckpt || !c->saved) return;
+    double n = (double)c->saved;
+    log_info("checkpoints %lld saved, %lld left out; %.1f MB each on this rank in %.1f ms, of which training "
+             "waited "
+             "%.2f ms on average, %.2f ms at most",
+             (long long)c->saved, (long long)c->left_out, 1e-6 * (double)ckpt_status(c->ckpt).bytes,
+             1e3 * c->write_seconds / n, 1e3 * c->stall_seconds / n, 1e3 * c->stall_seconds_max);
 }

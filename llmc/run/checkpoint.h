@@ -77,7 +77,10 @@ typedef struct {
     int64_t pending;              /* step begun and not yet committed; -1: none */
     bool pending_best;
     double last_begun; /* log_seconds */
+    bool asked;        /* for a checkpoint that could not be begun yet */
     bool said_behind, said_failed;
+    int64_t saved, left_out;                                /* since the start */
+    double stall_seconds, stall_seconds_max, write_seconds; /* of those saved */
 } Checkpoint;
 
 /* Lists this rank's tensors, looks at what is there, and agrees with the other ranks on which run this is. The memory of
@@ -112,4 +115,6 @@ bool checkpoint_step(Checkpoint *c, int64_t step, bool asked, bool best, const C
                      Error *err);
 /* Saves `step` and waits until it is committed on all ranks. */
 bool checkpoint_finish(Checkpoint *c, int64_t step, bool best, Error *err);
+/* Says what saving has cost so far. */
+void checkpoint_report(const Checkpoint *c);
 #endif
