@@ -161,6 +161,8 @@ static bool verify_action(const Options *o, int *exit_code, Error *err) {
 
 /* --- restore: one checkpoint into the staging folder of a run, as one writer's --- */
 
+enum { WAIT_SECONDS = 86400 };
+
 static bool copy_checkpoint(Place *from, const CkptInfo *info, const char *staging, Error *err) {
     const CkptTensor *tensors;
     size_t count, bytes = 0, at = 0;
@@ -198,13 +200,13 @@ static bool copy_checkpoint(Place *from, const CkptInfo *info, const char *stagi
     ok = ok && file_make_directory(staging, err) && ckpt_open(&ckpt, &config, err) &&
          ckpt_begin(ckpt, info->id.step, views, count, err);
     if (ok) {
-        ckpt_wait(ckpt, INFINITY);
+        ckpt_wait(ckpt, WAIT_SECONDS);
         CkptStatus s = ckpt_status(ckpt);
         if (s.failed) ok = error_set(err, "%s", s.error.text);
     }
     if (ok) {
         ckpt_commit(ckpt, info->id.step, false);
-        ckpt_wait(ckpt, INFINITY);
+        ckpt_wait(ckpt, WAIT_SECONDS);
     }
     ckpt_close(ckpt);
     free(views);
