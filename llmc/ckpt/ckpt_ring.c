@@ -132,6 +132,24 @@ static bool settle(CkptRing *ring, Error *err) {
         drops[count] = s->shard;
         drops[count++].kind = CKPT_RECORD_DROP;
     }
+    /* A COMMIT here for what is newer than all that can be restored: the power failed before another writer's SHARD, seen
+     * after a SIGKILL, was durable. It does not count, and goes with the next commit. */
+    for (size_t i = 0; i < ring->count; i++)
+        if (ckpt_id_compare(ring->segments[i].shard.id, ring->config->newest) > 0)
+            ring->segments[i].committed = ring->segments[i].best = false;
+    return ckpt_ring_drop(ring, drops, count, err);
+}
+
+/* Before a COMMIT: what earlier attempts left uncommitted must not count as committed after a crash. */
+static bool drop_uncommitted(CkptRing *ring, Error *err) {
+    CkptRecord drops[CKPT_SEGMENTS_MAX];
+    size_t count = 0;
+    for (size_t i = 0; i < ring->count; i++) {
+        const CkptSegment *s = &ring->segments[i];
+        if (!s->live || s->committed || s->shard.id.attempt >= ring->config->attempt) continue;
+        drops[count] = s->shard;
+        drops[count++].kind = CKPT_RECORD_DROP;
+    }
     return ckpt_ring_drop(ring, drops, count, err);
 }
 
@@ -289,7 +307,7 @@ bool ckpt_ring_commit(CkptRing *ring, CkptId id, bool best, Error *err) {
     }
     s->commit_due = true;
     s->best = best;
-    if (!append_commits(ring, err) || !ckpt_retain(ring, err)) return false;
+    if (!drop_uncommitted(ring, err) || !append_commits(ring, err) || !ckpt_retain(ring, err)) return false;
     return !ring->config->node_first || !ring->strangers || ckpt_retain_strangers(ring, id, err);
 }
 
