@@ -173,6 +173,8 @@ $(CUDA_OUT)/%.cu.o: %.cu Makefile
 cuda_registers cuda_registers_write: $(CUDA_OUT)/train_gpt2.cu.o
 	@dev/cuda_registers.sh $(<:.o=.log) dev/cuda_registers.txt $(if $(findstring write,$@),--write)
 
+include dev/cuda_shim/shim.mk
+
 tests: $(TESTS)
 benches: $(BENCHES)
 test:
