@@ -15,12 +15,13 @@
 #include "ckpt_io_sim.h"
 #include "test.h"
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define FOLDER SIM_ROOT "/staging"
-enum { WRITERS_MAX = 3, SAVED_MAX = 64, TENSORS = 4, GO_ON_EVERY = 8, WAIT_SECONDS = 60 };
+enum { WRITERS_MAX = 3, SAVED_MAX = 64, TENSORS = 4, GO_ON_EVERY = 25, WAIT_SECONDS = 60 };
 
 /* The store runs on the simulator: these two stand in for ckpt_io.c. */
 bool ckpt_io_open(CkptIo *io, const char *kind, const char **why, Error *err) {
@@ -163,6 +164,7 @@ static bool run_open(Run *run, History *h, uint32_t attempt, CkptId newest, Erro
                              .newest = newest,
                              .newest_agreed = true,
                              .payload_bytes = h->bytes,
+                             .copied_bytes = 64,
                              .views_max = TENSORS,
                              .keep = h->keep,
                              .keep_until_uploaded = h->uploads,
@@ -488,7 +490,12 @@ static void run_states(uint64_t seed, uint64_t from, uint64_t step, uint64_t wan
 }
 
 int main(int argc, char **argv) {
-    uint64_t wanted = 100000, seed = 1, from = 0, jobs = 1;
+#if defined(__SANITIZE_ADDRESS__)
+    uint64_t wanted = 6000;
+#else
+    uint64_t wanted = 60000;
+#endif
+    uint64_t seed = 1, from = 0, jobs = 1;
     for (int i = 1; i < argc; i++) {
         char *value = strchr(argv[i], '=');
         uint64_t n = value ? strtoull(value + 1, NULL, 10) : 0;
@@ -504,6 +511,8 @@ int main(int argc, char **argv) {
             return printf("usage: %s [--states=N] [--seed=N] [--jobs=N] [--from=N]\n", argv[0]), EXIT_USAGE;
     }
     log_open(1, true);
+    mallopt(M_MMAP_THRESHOLD, 1 << 30); /* the store's buffers come and go with every state */
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
     double began = log_seconds();
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (jobs == 1) {

@@ -357,8 +357,10 @@ bool ckpt_ring_open(CkptRing *ring, CkptIo *io, const CkptConfig *config, uint64
     bool ok = make_folders(ring, err) && lock_writer(ring, err) &&
               ckpt_log_open(&ring->log, io, manifests, strrchr(name, '/') + 1, err);
     for (size_t i = 0; ok && i < ring->log.count; i++) ok = replay(ring, &ring->log.records[i], err);
-    ok = ok && io->body->list(io, path_of(ring, "seg"), note_file, ring, err) &&
-         measure_segments(ring, err) && settle(ring, err) && preallocate(ring, err) &&
+    /* a file that a killed process made may have a name in memory only */
+    ok = ok && io->body->sync_directory(io, path_of(ring, "seg"), err) &&
+         io->body->list(io, path_of(ring, "seg"), note_file, ring, err) && measure_segments(ring, err) &&
+         settle(ring, err) && preallocate(ring, err) &&
          ckpt_source_open_folder(&ring->source, config->directory, 1, err);
     if (!ok) ckpt_ring_close(ring);
     return ok;
