@@ -175,7 +175,7 @@ cuda_registers cuda_registers_write: $(CUDA_OUT)/train_gpt2.cu.o
 
 include dev/cuda_shim/shim.mk
 
-tests: $(TESTS)
+tests: $(TESTS) $(CKPT_LAB)
 benches: $(BENCHES)
 test:
 	@scripts/test.sh

@@ -47,6 +47,7 @@ if [ "${INSTALL:-1}" = 1 ]; then
     have gcc make python3 curl || install_packages gcc make libc6-dev python3 curl
     have clang clang-format shellcheck || install_packages clang clang-format libomp-dev shellcheck
     [ -e /usr/include/liburing.h ] || install_packages liburing-dev
+    [ -e /usr/include/fuse3/fuse.h ] || install_packages libfuse3-dev fuse3 pkg-config
     have mpicc mpirun || install_packages libopenmpi-dev openmpi-bin
     have aarch64-linux-gnu-gcc qemu-aarch64 || install_packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
     have curl-config || install_packages libcurl4-openssl-dev
