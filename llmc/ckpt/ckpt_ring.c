@@ -257,6 +257,8 @@ static CkptSegment *find_room(CkptRing *ring, Error *err) {
 }
 
 CkptFile *ckpt_ring_take(CkptRing *ring, CkptSegment **segment, Error *err) {
+    if (!ckpt_log_settle(&ring->log, err))
+        return NULL; /* a SHARD that failed may point to the next segment */
     CkptSegment *s = find_free(ring);
     if (!s && ckpt_retain(ring, err)) s = find_free(ring); /* the store may have caught up */
     if (!s) s = find_room(ring, err);
