@@ -21,28 +21,33 @@ $(BUILD)/$(1)/librest.a: $(SHIM_REST:%=$(BUILD)/$(1)/%.o)
 $(BUILD)/$(1)/train_gpt2 $(BUILD)/$(1)/test_gpt2: $(BUILD)/$(1)/%: $(BUILD)/$(1)/%.c.o $(BUILD)/$(1)/librest.a $(BUILD)/$(1)/libengine.a
 	@echo '  LD   $$@'
 	@$(CC) $(LDFLAGS) -o $$@ $$^ $(LDLIBS) -lstdc++
+$(BUILD)/$(1)/test_exact: $(BUILD)/$(1)/dev/test/test_exact.c.o $(BUILD)/$(1)/librest.a $(BUILD)/$(1)/libengine.a
+	@echo '  LD   $$@'
+	@$(CC) $(LDFLAGS) -o $$@ $$^ $(LDLIBS) -lstdc++
 $(BUILD)/$(1)/test_cuda_%: $(BUILD)/$(1)/dev/test/test_cuda_%.cu.o $(BUILD)/$(1)/libengine.a
 	@echo '  LD   $$@'
 	@$(CC) $(LDFLAGS) -o $$@ $$^ $(LDLIBS) -lstdc++
 $(BUILD)/$(1)/test_%: $(BUILD)/$(1)/dev/test/test_%.c.o $(BUILD)/$(1)/libengine.a
 	@echo '  LD   $$@'
 	@$(CC) $(LDFLAGS) -o $$@ $$^ $(LDLIBS) -lstdc++
-$(BUILD)/$(1)/%.c.o: %.c Makefile dev/cuda_shim/shim.mk
+$(BUILD)/$(1)/%.c.o: %.c dev/cuda_shim/shim.mk
 	@mkdir -p $$(@D)
 	@echo '  CC   $$@'
 	@$(CC) $(CFLAGS) $(MPI_CFLAGS) $(URING_CFLAGS) $(CURL_CFLAGS) $(DEF_$(1)) -DTEST_CUDA -MMD -MP -c -o $$@ $$<
-$(BUILD)/$(1)/%.cu.o: %.cu Makefile dev/cuda_shim/shim.mk
+$(BUILD)/$(1)/%.cu.o: %.cu dev/cuda_shim/shim.mk
 	@mkdir -p $$(@D)
 	@echo '  CXX  $$@'
 	@$(CXX_SHIM) -x c++ $(CXXFLAGS_SHIM) $(DEF_$(1)) -MMD -MP -c -o $$@ $$<
-$(BUILD)/$(1)/%.cpp.o: %.cpp Makefile dev/cuda_shim/shim.mk
+$(BUILD)/$(1)/%.cpp.o: %.cpp dev/cuda_shim/shim.mk
 	@mkdir -p $$(@D)
 	@echo '  CXX  $$@'
 	@$(CXX_SHIM) $(CXXFLAGS_SHIM) $(DEF_$(1)) -MMD -MP -c -o $$@ $$<
 endef
 $(foreach profile,shim-fp32 shim-bf16,$(eval $(call SHIM_RULES,$(profile))))
 
-SHIM_PROGRAMS := $(addprefix $(BUILD)/shim-fp32/,test_kernels test_decode test_cuda_shim) $(BUILD)/shim-bf16/test_cuda_bf16
+SHIM_PROGRAMS := $(addprefix $(BUILD)/shim-fp32/,test_kernels test_decode test_attention test_exact test_cuda_shim \
+    test_cuda_matmul test_cuda_attention train_gpt2 test_gpt2) \
+    $(addprefix $(BUILD)/shim-bf16/,test_cuda_bf16 test_cuda_matmul test_cuda_attention)
 
 build-cuda-shim: $(SHIM_PROGRAMS)
 test-cuda-shim: build-cuda-shim
