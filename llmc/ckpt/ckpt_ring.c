@@ -107,6 +107,7 @@ static bool append_commits(CkptRing *ring, Error *err) {
         records[count].kind = CKPT_RECORD_COMMIT;
         records[count++].flags = s->best ? CKPT_FLAG_BEST : 0;
     }
+    if (!count) return true;
     if (!ckpt_log_append(&ring->log, records, count, err)) return false;
     for (size_t i = 0; i < ring->count; i++) {
         CkptSegment *s = &ring->segments[i];
@@ -270,6 +271,8 @@ CkptFile *ckpt_ring_take(CkptRing *ring, CkptSegment **segment, Error *err) {
 
 bool ckpt_ring_shard(CkptRing *ring, CkptSegment *segment, const CkptRecord *shard, Error *err) {
     CHECK(!segment->live);
+    /* a COMMIT that failed: where a newer checkpoint is whole, all writers know the older ones as committed */
+    if (!append_commits(ring, err)) return false;
     if (!ckpt_log_append(&ring->log, shard, 1, err)) return false;
     segment->shard = *shard;
     segment->live = true;
