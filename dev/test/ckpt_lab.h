@@ -58,7 +58,7 @@ static inline void lab_shapes(Lab *lab) {
         snprintf(v->name, sizeof v->name, "layer.%d/t%d", t * 7 % LAB_TENSORS, t);
         v->type = (CkptType)lab_random(lab->seed, (uint64_t)t, 4);
         v->end = 1;
-        uint32_t large = t % 4 == 0 ? 900000 : t % 4 == 1 ? 40000 : 300;
+        uint32_t large = t % 4 == 0 ? 500000 : t % 4 == 1 ? 30000 : 300;
         for (int d = 0; d < v->dims; d++) {
             v->shape[d] = d ? 1 + lab_random(lab->seed, (uint64_t)(100 + t * 4 + d), 3)
                             : 1 + lab_random(lab->seed, (uint64_t)(100 + t * 4), large);
