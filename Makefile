@@ -173,7 +173,9 @@ $(CUDA_OUT)/%.cu.o: %.cu Makefile
 cuda_registers cuda_registers_write: $(CUDA_OUT)/train_gpt2.cu.o
 	@dev/cuda_registers.sh $(<:.o=.log) dev/cuda_registers.txt $(if $(findstring write,$@),--write)
 
-tests: $(TESTS)
+include dev/cuda_shim/shim.mk
+
+tests: $(TESTS) $(CKPT_LAB)
 benches: $(BENCHES)
 test:
 	@scripts/test.sh

@@ -24,6 +24,10 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
+
+/* After a failure of another rank, a rank that does not come out of its computation ends without it. */
+static const double FAILURE_GRACE_SECONDS = 0.5;
 
 /* --- one step --- */
 
@@ -162,7 +166,10 @@ static bool report_step(Report *report, const Trainer *t, const StepResult *r, b
 
 /* The last save of a run. The metrics are made durable first, so that the step has its line. */
 static bool save(Trainer *t, Report *report, bool has_val, Error *err) {
-    return (!report->has_files || metrics_sync(&report->metrics, err)) && trainer_save(t, has_val, err);
+    comm_hold(t->comm, true);
+    bool ok = (!report->has_files || metrics_sync(&report->metrics, err)) && trainer_save(t, has_val, err);
+    comm_hold(t->comm, false);
+    return ok;
 }
 
 static bool due(int64_t step, int every) {
@@ -222,12 +229,19 @@ static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err
     return ok;
 }
 
+/* Another rank has failed while this one computes for long. */
+static void end_process(const char *line) {
+    fprintf(stderr, "error: %s\n", line);
+    _exit(EXIT_FAILED);
+}
+
 /* The ranks that were launched together train one model; if one fails, all do. */
 static bool train(const Options *o, int *exit_code, Error *err) {
     const CommConfig config = {
         .backend = o->comm, .topology = o->topology, .timeout_seconds = o->comm_timeout};
     Comm *comm;
     if (!comm_open(&comm, &config, err)) return false;
+    comm_watch(comm, FAILURE_GRACE_SECONDS, end_process);
     bool ok = train_ranks(o, comm, exit_code, err);
     if (!ok) comm_abort(comm, err->text);
     comm_close(comm);

@@ -7,6 +7,7 @@
 #include "cuda/decode.cuh"
 #include "cuda/device.cuh"
 #include "cuda/encoder.cuh"
+#include "cuda/exact.cuh"
 #include "cuda/gelu.cuh"
 #include "cuda/gpu.h"
 #include "cuda/layernorm.cuh"

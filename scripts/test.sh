@@ -47,12 +47,14 @@ if [ "${INSTALL:-1}" = 1 ]; then
     have gcc make python3 curl || install_packages gcc make libc6-dev python3 curl
     have clang clang-format shellcheck || install_packages clang clang-format libomp-dev shellcheck
     [ -e /usr/include/liburing.h ] || install_packages liburing-dev
+    [ -e /usr/include/fuse3/fuse.h ] || install_packages libfuse3-dev fuse3 pkg-config
     have mpicc mpirun || install_packages libopenmpi-dev openmpi-bin
     have aarch64-linux-gnu-gcc qemu-aarch64 || install_packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
+    have curl-config || install_packages libcurl4-openssl-dev
     [ -e /usr/include/x86_64-linux-gnu/cblas.h ] || [ -e /usr/include/cblas.h ] || install_packages libopenblas-dev
 fi
 python=python3
-imports='import torch, numpy, tiktoken, transformers, safetensors, tensorboard, regex'
+imports='import torch, numpy, tiktoken, transformers, safetensors, tensorboard, regex, moto'
 if ! $python -c "$imports" 2>/dev/null; then
     python=build/venv/bin/python
     if ! $python -c "$imports" 2>/dev/null && [ "${INSTALL:-1}" = 1 ]; then

@@ -11,6 +11,7 @@
 #include "comm/comm.h"
 #include "comm/probe.h"
 #include "comm/topology.h"
+#include "exact_all_reduce.h"
 #include "peer_mpi.h"
 #include "peer_own.h"
 #include "wire_bytes.h"
@@ -29,7 +30,7 @@ typedef struct {
     CommConfig comm;
 } Options;
 
-static const char *const type_names[] = {"float", "bfloat16", "int32", "uint8"};
+static const char *const type_names[] = {"float", "bfloat16", "int32", "uint8", "exact"};
 static const char *const op_names[] = {"sum", "max"};
 static const char *const collectives[] = {"all_reduce", "reduce_scatter", "all_gather", "broadcast"};
 enum { ALL_REDUCE, REDUCE_SCATTER, ALL_GATHER, BROADCAST };
@@ -41,7 +42,9 @@ static void usage(FILE *out) {
           "  -e, --maxbytes=SIZE     largest size (the smallest)\n"
           "  -f, --stepfactor=N      from size to size (2); -i, --stepbytes=SIZE: add instead\n"
           "  -n, --iters=N           iterations (20); -w, --warmup_iters=N: before them (5)\n"
-          "  -d, --type=TYPE         float, bfloat16, int32 or uint8\n"
+          "  -d, --type=TYPE         float, bfloat16, int32, uint8; exact: floats as --reduce exact adds "
+          "them,\n"
+          "                          and alternately in the same run as float does\n"
           "  -o, --op=OP             sum or max\n"
           "  --collective=NAME       all_reduce, reduce_scatter, all_gather or broadcast\n"
           "  -c, --check=0|1         check the results (1)\n"
@@ -109,7 +112,7 @@ static bool set_option(Options *o, const char *name, const char *value) {
     if (!strcmp(name, "n") || !strcmp(name, "iters")) return parse_count(value, 1, &o->iterations);
     if (!strcmp(name, "w") || !strcmp(name, "warmup_iters")) return parse_count(value, 0, &o->warmup);
     if (!strcmp(name, "d") || !strcmp(name, "type"))
-        return o->type_name = value, one_of(value, type_names, 4);
+        return o->type_name = value, one_of(value, type_names, 5);
     if (!strcmp(name, "o") || !strcmp(name, "op")) return o->op_name = value, one_of(value, op_names, 2);
     if (!strcmp(name, "collective")) return o->collective = value, one_of(value, collectives, 4);
     if (!strcmp(name, "c") || !strcmp(name, "check")) return o->check = *value != '0', true;
@@ -144,6 +147,9 @@ static bool parse_options(Options *o, int argc, char **argv, Error *err) {
     }
     if (!o->end) o->end = o->begin;
     if (o->end < o->begin) return error_set(err, "-e is below -b (see --help)");
+    if (!strcmp(o->type_name, "exact") &&
+        (strcmp(o->collective, "all_reduce") != 0 || strcmp(o->op_name, "sum") != 0))
+        return error_set(err, "--type=exact is for --collective=all_reduce --op=sum");
     if ((o->compare || o->compare_own) && strcmp(o->collective, "all_reduce") != 0)
         return error_set(err, "comparisons are for --collective=all_reduce");
     return true;
@@ -195,6 +201,8 @@ typedef struct {
     size_t *offsets; /* (size + 1) of the size that is measured */
     bool has_wires;  /* the topology has addresses */
     Wires wires;
+    bool is_exact; /* type exact; float is the last peer */
+    ExactAllReduce exact;
     PeerMpi *mpi;    /* NULL: no comparison */
     PeerOwn own;     /* after those of mpi */
     float *times;    /* (1 + peers, iterations) us */
@@ -212,7 +220,7 @@ typedef struct {
 } Result;
 
 static int peer_count(const Bench *b) {
-    return (b->mpi ? peer_mpi_count(b->mpi) : 0) + b->own.count;
+    return (b->mpi ? peer_mpi_count(b->mpi) : 0) + b->own.count + b->is_exact;
 }
 
 /* Is peer p one of MPI? *index: which of its kind. */
@@ -224,7 +232,8 @@ static bool peer_is_mpi(const Bench *b, int p, int *index) {
 
 static const char *peer_name(const Bench *b, int p) {
     int i;
-    return peer_is_mpi(b, p, &i) ? peer_mpi_name(b->mpi, i) : b->own.name[i];
+    if (peer_is_mpi(b, p, &i)) return peer_mpi_name(b->mpi, i);
+    return i < b->own.count ? b->own.name[i] : "of float";
 }
 
 static unsigned expected_of(const Bench *b, size_t i, int owner) {
@@ -237,8 +246,9 @@ static unsigned expected_of(const Bench *b, size_t i, int owner) {
     return value;
 }
 
-static bool run_once(const Bench *b, size_t count, Error *err) {
+static bool run_once(Bench *b, size_t count, Error *err) {
     CommRequest request = 0;
+    if (b->is_exact) return exact_all_reduce(&b->exact, b->data, count, err);
     switch (b->collective) {
     case ALL_REDUCE: request = comm_all_reduce(b->comm, b->data, count, b->type, b->op); break;
     case REDUCE_SCATTER: request = comm_reduce_scatter(b->comm, b->data, b->offsets, b->type, b->op); break;
@@ -249,7 +259,7 @@ static bool run_once(const Bench *b, size_t count, Error *err) {
 }
 
 /* One operation on known numbers; r->wrong grows by what is wrong on all ranks, a hash unlike rank 0's among it. */
-static bool check(const Bench *b, Result *r, Error *err) {
+static bool check(Bench *b, Result *r, Error *err) {
     size_t first = 0, last = r->count;
     int owner = 0;
     for (size_t i = 0; i < r->count; i++) store(b->data, i, b->type, value_of(b->rank, i));
@@ -295,8 +305,19 @@ static bool count_wires(const Bench *b, WireBytes *out, Error *err) {
     return true;
 }
 
+/* Seconds of peer p; negative with err if it failed. */
+static double measure_peer(Bench *b, int p, size_t count, Error *err) {
+    int i;
+    if (peer_is_mpi(b, p, &i)) return peer_mpi_all_reduce(b->mpi, i, count, (int)b->type, (int)b->op);
+    if (i < b->own.count) return peer_own_all_reduce(&b->own, i, b->data, count, b->type, b->op, err);
+    if (!comm_barrier(b->comm, err)) return -1;
+    double start = log_seconds();
+    bool ok = comm_wait(b->comm, comm_all_reduce(b->comm, b->data, count, COMM_FP32, COMM_SUM), err);
+    return ok ? log_seconds() - start : -1;
+}
+
 static bool measure(Bench *b, Result *r, Error *err) {
-    int n = b->options->iterations, peers = peer_count(b), index;
+    int n = b->options->iterations, peers = peer_count(b);
     float wire = 0;
     WireBytes before, after;
     memset(b->data, 0, r->bytes);
@@ -313,10 +334,7 @@ static bool measure(Bench *b, Result *r, Error *err) {
             wire += (float)wire_bytes_most(&b->wires, &before, &after) / (float)n;
         }
         for (int p = 0; p < peers; p++) {
-            double seconds =
-                peer_is_mpi(b, p, &index)
-                    ? peer_mpi_all_reduce(b->mpi, index, r->count, (int)b->type, (int)b->op)
-                    : peer_own_all_reduce(&b->own, index, b->data, r->count, b->type, b->op, err);
+            double seconds = measure_peer(b, p, r->count, err);
             if (seconds < 0) return false;
             if (i >= 0) b->times[(p + 1) * n + i] = (float)(1e6 * seconds);
         }
@@ -481,7 +499,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "comm_bench: %s\n", err.text);
         return EXIT_USAGE;
     }
-    b.type = (CommType)index_of(o.type_name, type_names);
+    b.is_exact = !strcmp(o.type_name, "exact");
+    b.type = b.is_exact ? COMM_FP32 : (CommType)index_of(o.type_name, type_names);
     b.op = (CommOp)index_of(o.op_name, op_names);
     b.collective = index_of(o.collective, collectives);
     log_open(0, o.json);
@@ -493,6 +512,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < (size_t)topology.places * (size_t)topology.axes * 2; i++)
         b.has_wires = b.has_wires || topology.links[i].address[0];
     wires_open(&b.wires, &topology, b.rank);
+    if (b.is_exact && !exact_all_reduce_open(&b.exact, b.comm, o.end / sizeof(float), &err)) goto out;
     if (o.compare && !peer_mpi_open(&b.mpi, !strcmp(o.compare, "all"), o.end, &err)) goto out;
     if (o.compare_own && !peer_own_open(&b.own, b.comm, o.compare_own, &err)) goto out;
     ok = o.probe ? probe(&b, &topology, o.probe, &err) : bench(&b, &err);
@@ -501,6 +521,7 @@ out:
     peer_own_close(&b.own);
     comm_close(b.comm);
     peer_mpi_close(b.mpi);
+    exact_all_reduce_close(&b.exact);
     topology_close(&topology);
     free(b.times);
     free(b.in_order);

@@ -40,13 +40,11 @@ static bool find_newest(const char *folder, CkptId *newest, uint32_t *attempt, E
     CkptReader *reader;
     const CkptInfo *list;
     *newest = (CkptId){0};
-    *attempt = 1;
     if (!ckpt_reader_open(&reader, folder, err)) return false;
     size_t n = ckpt_reader_list(reader, &list);
-    for (size_t i = 0; i < n; i++) {
-        if (list[i].id.attempt >= *attempt) *attempt = list[i].id.attempt + 1;
-        if (!newest->attempt && list[i].state == CKPT_RESTORABLE) *newest = list[i].id;
-    }
+    *attempt = ckpt_reader_attempt(reader) + 1;
+    for (size_t i = 0; i < n && !newest->attempt; i++)
+        if (list[i].state == CKPT_RESTORABLE) *newest = list[i].id;
     ckpt_reader_close(reader);
     return true;
 }

@@ -84,7 +84,7 @@ Fiber *fiber_new(void (*entry)()) {
     makecontext(&f->context, first_entry, 0);
 #else
     /* As shim_stack_switch would have left it: six registers, where to go, and a stack aligned as after a call. */
-    void **top = reinterpret_cast<void **>(memory + GUARD_BYTES + STACK_BYTES) - 2;
+    void **top = reinterpret_cast<void **>(memory + GUARD_BYTES + STACK_BYTES) - 1;
     *--top = reinterpret_cast<void *>(first_entry);
     f->stack_pointer = top - 6;
     *--top = nullptr; /* rbp: ends a debugger's walk */

@@ -245,14 +245,14 @@ Votes barrier(int predicate, const char *file, int line) {
 
 /* --- warp functions --- */
 
-/* The one that these lanes are in, or a new one. */
-static WarpOp *find_op(Warp &warp, uint32_t mask, const char *name) {
-    for (WarpOp *op : warp.ops) {
-        if (op->arrived == op->mask || !(op->mask & mask)) continue;
-        if (op->mask != mask || strcmp(op->name, name))
+/* The one that waits for this lane, or a new one. Another one may wait for it later, but not if a lane waits there that
+ * is also waited for here. */
+static WarpOp *find_op(Warp &warp, uint32_t mask, int lane, const char *name) {
+    for (WarpOp *op : warp.ops)
+        if (op->mask == mask && op->mask & ~op->arrived & 1u << lane && !strcmp(op->name, name)) return op;
+    for (WarpOp *op : warp.ops)
+        if (op->mask & ~op->arrived & 1u << lane && op->arrived & mask)
             die("%s with mask %08x meets %s with mask %08x in its warp", name, mask, op->name, op->mask);
-        return op;
-    }
     if (warp.unused.empty()) warp.unused.push_back(new WarpOp);
     WarpOp *op = warp.unused.back();
     warp.unused.pop_back();
@@ -274,7 +274,7 @@ const Slot *exchange(uint32_t mask, const void *mine, size_t bytes, const char *
     if (mask & ~warp.alive)
         die("%s: mask %08x names lanes that have returned or do not exist (there are %08x)", name, mask,
             warp.alive);
-    WarpOp *op = find_op(warp, mask, name);
+    WarpOp *op = find_op(warp, mask, me->lane, name);
     if (bytes) memcpy(op->slots[me->lane], mine, bytes);
     me->op = op;
     op->arrived |= 1u << me->lane;

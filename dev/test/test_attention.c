@@ -8,7 +8,7 @@ typedef struct {
 } Shape;
 
 static void check_shape(const char *isa, Shape s, Precision precision) {
-    cpu_precision = precision;
+    device_precision_set(precision);
     size_t N = s.B * s.T * s.NH * s.HS, rows = s.B * s.NH * s.T;
     float *qkv = test_random(3 * N, s.scale), *dout = test_random(N, 1);
     double *qkv_wide = test_doubles(qkv, 3 * N), *out_wide = test_doubles(NULL, N),
@@ -50,6 +50,7 @@ static void check_nan(const char *isa) {
     float *qkv = test_random(3 * T * C, 1), *out = test_poisoned(T * C), *lse = test_poisoned(NH * T);
     qkv[at * 3 * C + 2 * C] = NAN;
     attention_forward(out, lse, qkv, 1, T, NH, HS, 0);
+    test_sync();
     size_t wrong = 0;
     for (size_t t = 0; t < T; t++) {
         for (size_t c = 0; c < C; c++) {
@@ -74,7 +75,7 @@ static void check_isa(const char *isa) {
         if (shapes[i].scale <= 1)
             check_shape(isa, shapes[i], PRECISION_BF16); /* scores of 100 have no bits left in bf16 */
     }
-    cpu_precision = PRECISION_FP32;
+    device_precision_set(PRECISION_FP32);
     check_nan(isa);
 }
 

@@ -15,12 +15,13 @@
 #include "ckpt_io_sim.h"
 #include "test.h"
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define FOLDER SIM_ROOT "/staging"
-enum { WRITERS_MAX = 3, SAVED_MAX = 64, TENSORS = 4, GO_ON_EVERY = 8, WAIT_SECONDS = 60 };
+enum { WRITERS_MAX = 3, SAVED_MAX = 64, TENSORS = 4, GO_ON_EVERY = 25, WAIT_SECONDS = 60 };
 
 /* The store runs on the simulator: these two stand in for ckpt_io.c. */
 bool ckpt_io_open(CkptIo *io, const char *kind, const char **why, Error *err) {
@@ -56,7 +57,7 @@ typedef struct {
 typedef struct {
     uint64_t rng;
     int writers, keep;
-    bool uploads, together, faults;
+    bool uploads, together, faults, late;
     Tensor tensor[TENSORS];
     size_t bytes;
     Saved saved[SAVED_MAX];
@@ -101,6 +102,7 @@ static void history_open(History *h, uint64_t seed) {
     h->uploads = (r >> 16) % 4 == 0;
     h->together = r >> 24 & 1;
     h->faults = (r >> 28) % 3 == 0;
+    h->late = (r >> 36) % 3 == 0;
     bool large = (r >> 32) % 8 == 0; /* pieces that go to the disk without a copy */
     static const char *const names[] = {"embed", "layer.0.w", "layer.1.b", "state"};
     for (int i = 0; i < TENSORS; i++) {
@@ -163,6 +165,7 @@ static bool run_open(Run *run, History *h, uint32_t attempt, CkptId newest, Erro
                              .newest = newest,
                              .newest_agreed = true,
                              .payload_bytes = h->bytes,
+                             .copied_bytes = 64,
                              .views_max = TENSORS,
                              .keep = h->keep,
                              .keep_until_uploaded = h->uploads,
@@ -205,6 +208,13 @@ static void run_wait(Run *run, int rank) {
         CHECK(ckpt_status(run->ckpt[rank]).failed); /* else nothing ended within a minute */
 }
 
+/* As the next step does as soon as it may: the tensors change while the shard may still be on its way. */
+static void scribble(Ckpt *ckpt, const TensorView *views, size_t count) {
+    ckpt_fence(ckpt);
+    for (size_t i = 0; i < count; i++)
+        test_poison((void *)(uintptr_t)views[i].data, (size_t)(views[i].end - views[i].begin) * 4);
+}
+
 /* Every writer saves its part of a checkpoint; true: durable everywhere. */
 static bool run_save(Run *run, History *h, uint64_t step, bool together, Error *err) {
     bool ok = true;
@@ -212,11 +222,14 @@ static bool run_save(Run *run, History *h, uint64_t step, bool together, Error *
         TensorView views[TENSORS];
         size_t count = views_of(h, rank, views);
         CHECK(ckpt_begin(run->ckpt[rank], step, views, count, err));
-        if (!together) run_wait(run, rank);
+        if (together) continue;
+        scribble(run->ckpt[rank], views, count);
+        run_wait(run, rank);
     }
     for (int rank = 0; rank < h->writers; rank++) {
+        TensorView views[TENSORS];
+        if (together) scribble(run->ckpt[rank], views, views_of(h, rank, views));
         run_wait(run, rank);
-        ckpt_fence(run->ckpt[rank]);
         CkptStatus status = ckpt_status(run->ckpt[rank]);
         if (status.failed) *err = status.error;
         ok = ok && !status.failed && status.newest_durable.step == step;
@@ -233,7 +246,8 @@ static int run_commit(Run *run, History *h, uint64_t step, bool best, bool toget
     }
     for (int rank = 0; rank < h->writers; rank++) {
         run_wait(run, rank);
-        done += ckpt_status(run->ckpt[rank]).newest_committed.step == step;
+        CkptId newest = ckpt_status(run->ckpt[rank]).newest_committed;
+        done += newest.attempt >= h->attempt && newest.step >= step;
     }
     return done;
 }
@@ -262,13 +276,28 @@ static void check_content(CkptReader *reader, History *h, const Saved *s) {
 static bool needed(const History *h, const Saved *s, size_t at, int newer) {
     if (s->some != NEVER && s->some <= at && newer == 0) return true;
     if (s->acknowledged == NEVER || s->acknowledged > at) return false;
-    if (newer < h->keep) return true;
+    /* where a crash finds a COMMIT with some writers only, these count one more than the others: then fewer stay */
+    if (newer < (h->faults || h->late ? 1 : h->keep)) return true;
     if (s->pinned <= at && s->unpin_begun > at) return true;
     if (h->uploads && s->upload_begun > at) return true;
     if (s->best > at) return false;
     for (int i = 0; i < h->saves; i++) /* is there, or may there be, a better one? */
         if (h->saved[i].best_begun <= at && ckpt_id_compare(h->saved[i].id, s->id) > 0) return false;
     return true;
+}
+
+/* Once, for who looks for the reason. -1: never. */
+static void history_print(const History *h, const bool *restorable) {
+    printf("writers %d, keep %d, uploads %d, together %d, faults %d, late %d\n", h->writers, h->keep,
+           h->uploads, h->together, h->faults, h->late);
+    for (int i = 0; i < h->saves; i++) {
+        const Saved *s = &h->saved[i];
+        printf(
+            "  %u.%llu: committed by all at %zd, by one %zd, best %zd, pinned %zd to %zd, uploaded %zd%s\n",
+            s->id.attempt, (unsigned long long)s->id.step, (ssize_t)s->acknowledged, (ssize_t)s->some,
+            (ssize_t)s->best, (ssize_t)s->pinned, (ssize_t)s->unpin_begun, (ssize_t)s->upload_begun,
+            restorable[i] ? ", restorable" : "");
+    }
 }
 
 /* Opens the reader on the disk in use, as it is after a crash at `at`; the newest restorable one. */
@@ -299,6 +328,7 @@ static CkptId check_disk(History *h, size_t at) {
     for (int i = h->saves - 1, newer = 0; i >= 0; i--) { /* saved in order of id */
         const Saved *s = &h->saved[i];
         if (s->acknowledged <= at) acknowledged_seen++;
+        if (!restorable[i] && needed(h, s, at, newer) && !test_failures) history_print(h, restorable);
         VERIFY(restorable[i] || !needed(h, s, at, newer),
                "%u.%llu: lost (%d newer ones are there, keep is %d)", s->id.attempt,
                (unsigned long long)s->id.step, newer, h->keep);
@@ -353,6 +383,15 @@ static void mark_some(History *h, const Sim *sim) {
     }
 }
 
+static void commit_saved(Run *run, History *h, const Sim *sim, Saved *s) {
+    bool best = sim_random(&h->rng) % 4 == 0;
+    if (best) s->best_begun = sim_position(sim);
+    int done = run_commit(run, h, s->id.step, best, h->together);
+    if (done) s->some = sim_position(sim);
+    if (done == h->writers) s->acknowledged = sim_position(sim);
+    if (best) s->best = s->acknowledged;
+}
+
 /* One run of the history, on the simulator, logged. */
 static void record_run(History *h, Sim *sim, CkptId newest) {
     Run run;
@@ -362,20 +401,19 @@ static void record_run(History *h, Sim *sim, CkptId newest) {
     VERIFY(ok || sim->fault_to, "%s", err.text);
     int steps = ok ? 2 + (int)(sim_random(&h->rng) % 6) : 0;
     h->step = newest.step;
+    Saved *late = NULL;
     for (int i = 0; i < steps && h->saves < SAVED_MAX - 1; i++) {
         uint64_t r = sim_random(&h->rng);
         Saved *s = saved_add(h, (CkptId){h->attempt, ++h->step});
         memcpy(h->memory, s->bytes, h->bytes);
         bool saved = run_save(&run, h, h->step, h->together, &err);
         VERIFY(saved || sim->fault_to, "%s", err.text);
-        if (saved && r % 8 != 0) { /* else the vote failed */
-            bool best = (r >> 8) % 4 == 0;
-            if (best) s->best_begun = sim_position(sim);
-            int done = run_commit(&run, h, h->step, best, h->together);
-            if (done) s->some = sim_position(sim);
-            if (done == h->writers) s->acknowledged = sim_position(sim);
-            if (best) s->best = s->acknowledged;
-        }
+        if (late) commit_saved(&run, h, sim, late); /* votes that took until the next one was durable */
+        late = NULL;
+        if (saved && h->late && (r >> 20) % 4 == 0)
+            late = s;
+        else if (saved && r % 8 != 0) /* else the vote failed */
+            commit_saved(&run, h, sim, s);
         if ((r >> 16) % 2 == 0) mark_some(h, sim);
     }
     run_close(&run, h);
@@ -488,7 +526,12 @@ static void run_states(uint64_t seed, uint64_t from, uint64_t step, uint64_t wan
 }
 
 int main(int argc, char **argv) {
-    uint64_t wanted = 100000, seed = 1, from = 0, jobs = 1;
+#if defined(__SANITIZE_ADDRESS__)
+    uint64_t wanted = 6000;
+#else
+    uint64_t wanted = 60000;
+#endif
+    uint64_t seed = 1, from = 0, jobs = 1;
     for (int i = 1; i < argc; i++) {
         char *value = strchr(argv[i], '=');
         uint64_t n = value ? strtoull(value + 1, NULL, 10) : 0;
@@ -504,6 +547,8 @@ int main(int argc, char **argv) {
             return printf("usage: %s [--states=N] [--seed=N] [--jobs=N] [--from=N]\n", argv[0]), EXIT_USAGE;
     }
     log_open(1, true);
+    mallopt(M_MMAP_THRESHOLD, 1 << 30); /* the store's buffers come and go with every state */
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
     double began = log_seconds();
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (jobs == 1) {

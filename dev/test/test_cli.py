@@ -94,6 +94,8 @@ def fails(*args, says=(), code=1, leaves=(), unchecked_files=False, **more):
     if before is not None:
         after = snapshot()
         for path in sorted(set(before) | set(after)):
+            if "/checkpoints/lock/" in path:  # readers' locks, empty
+                continue
             if before.get(path) != after.get(path) and not any(part in path for part in leaves):
                 state = "changed" if path in before and path in after else "left" if path in after else "removed"
                 check(False, f"{name}: failed, but {state} {path}")
@@ -499,7 +501,7 @@ def test_bad_models():
                 is_clean("sample", target, "--tokens=1")
         if source == "run":  # a checksum covers every byte that is read: it fails, or nothing of it has changed
             _, whole, _ = run("sample", "run", "--tokens=20", "--temperature=0")
-            for bit in [*range(4096 * 8, 4100 * 8), *(rng.randrange(8 * size) for _ in range(60))]:
+            for bit in [*range(4096 * 8, 4097 * 8), *(rng.randrange(8 * size) for _ in range(20))]:
                 copy_damaged(source, target, with_bit(bit))
                 code, out, _ = run("sample", target, "--tokens=20", "--temperature=0")
                 check(code == 1 or out == whole, f"bit {bit} of a segment: exit {code}, {out!r}")

@@ -10,9 +10,8 @@ static void check_matvec(const char *isa, WeightType type, size_t OC, size_t C) 
           *res = test_random(OC, 1);
     if (OC > 2) memset(w + C, 0, C * sizeof *w); /* a row of zeros: scale 0 */
     size_t bytes = packed_weight_bytes(type, OC, C);
-    void *memory = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (!memory) abort();
-    test_poison(memory, bytes);
+    char *block = test_alloc(bytes + 63), *memory = block + (64 - (uintptr_t)block % 64) % 64;
+    test_poison(block, bytes + 63);
     PackedWeight packed = packed_weight_make(type, memory, w, OC, C);
     double *w_stored = test_doubles(NULL, OC * C), *want = test_doubles(NULL, OC), worst = 0;
     float *unit = test_copy(x, C), *column = test_poisoned(OC);
@@ -20,6 +19,7 @@ static void check_matvec(const char *isa, WeightType type, size_t OC, size_t C) 
         memset(unit, 0, C * sizeof *unit);
         unit[c] = 1;
         matvec_forward(column, unit, packed, NULL, NULL);
+        test_sync();
         for (size_t i = 0; i < OC; i++) {
             w_stored[i * C + c] = (double)column[i];
             double off = fabs((double)column[i] - (double)w[i * C + c]);
@@ -42,7 +42,6 @@ static void check_matvec(const char *isa, WeightType type, size_t OC, size_t C) 
             if (with == 3 && threads == 1) first = out;
             if (with == 3) test_same_bits(isa, "matvec", out, first, OC, threads);
         }
-    free(memory);
     test_free_all();
 }
 

@@ -102,11 +102,13 @@ static void check_classifier_nan(const char *isa, size_t V) {
     const size_t places[] = {0, V / 2, V - 1};
     for (size_t i = 0; i < 3; i++)
         for (int bad = 0; bad < 2; bad++) {
-            float *logits = test_random(V, 1), loss = 0;
-            int32_t target = 1 % (int32_t)V;
+            float *logits = test_random(V, 1), *loss = test_random(1, 1);
+            int32_t *target = test_alloc(sizeof *target);
+            *target = 1 % (int32_t)V;
             logits[places[i]] = bad ? INFINITY : NAN;
-            classifier(logits, &loss, &target, 0.5f, 1, V, V);
-            TEST_CHECK(!isfinite(loss), "%s V %zu at %zu: loss %g", isa, V, places[i], (double)loss);
+            classifier(logits, loss, target, 0.5f, 1, V, V);
+            test_sync();
+            TEST_CHECK(!isfinite(*loss), "%s V %zu at %zu: loss %g", isa, V, places[i], (double)*loss);
             test_free_all();
         }
 }
@@ -126,11 +128,12 @@ static void check_adamw(const char *isa, size_t n, AdamWArgs args) {
         float *p = test_copy(p0, n), *g = test_copy(g0, n), *m = test_copy(m0, n), *v = test_copy(v0, n);
         adamw_kernel(p, NULL, g, m, v, n, &args);
         test_near(isa, "adamw p", p, p_wide, n, 1e-7);
-        test_near(isa, "adamw m", m, m_wide, n, 2e-7);
+        test_near(isa, "adamw m", m, m_wide, n, n < 100 ? 5e-7 : 2e-7); /* few may nearly cancel */
         test_near(isa, "adamw v", v, v_wide, n, 2e-7);
         test_near(isa, "adamw g", g, g_wide, n, 0);
         for (size_t i = 0; i < n; i++) p_wide[i] -= (double)p0[i], p[i] -= p0[i];
-        test_near(isa, "adamw step", p, p_wide, n, 3e-4); /* p rounds at 6e-8 of 1, the step is about 1e-3 */
+        test_near(isa, "adamw step", p, p_wide, n,
+                  n < 100 ? 1e-3 : 3e-4); /* p rounds at 6e-8 of 1; a step is 1e-3 */
         for (size_t i = 0; i < n; i++) p_wide[i] += (double)p0[i];
         if (threads == 1) first = p;
         test_same_bits(isa, "adamw", p, first, n, threads);
@@ -163,6 +166,7 @@ static void check_gelu(const char *isa, size_t n, float scale) {
     float *x = test_random(n, scale), *out = test_poisoned(n), *in_place = test_copy(x, n);
     gelu_forward(out, x, n);
     gelu_forward(in_place, in_place, n);
+    test_sync();
     double worst = 0;
     for (size_t i = 0; i < n; i++) {
         double want = naive_gelu((double)x[i]), error = fabs((double)out[i] - want);
@@ -178,6 +182,7 @@ static void check_isa(const char *isa) {
     check_encoder(isa, 1, 1, 1, 3);
     check_encoder(isa, 3, 5, 7, 11);
     check_encoder(isa, 2, 70, 145, 30);
+    check_encoder(isa, 5, 129, 24, 3);
     check_layernorm(isa, 3, 3, 0);
     check_layernorm(isa, 5, 7, 0);
     check_layernorm(isa, 100, 48, 0);
@@ -192,6 +197,7 @@ static void check_isa(const char *isa) {
     }
     check_classifier_nan(isa, 2);
     check_classifier_nan(isa, 77);
+    check_classifier_nan(isa, 128);
     const AdamWArgs first = {6e-4f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.7f, 1, 0, 0},
                     late = {3e-4f, 0.9f, 0.999f, 1e-8f, 0, 1, 5000, 0, 0};
     const size_t sizes[] = {0, 1, 3, 17, 1000, 40003};

@@ -144,12 +144,18 @@
     /* --- checkpoints --- */                                                                                \
     X(STRING, checkpoint_every, 0, "0", 0, 0, "text", TRAIN, CHECKPOINTS, NONE,                              \
       "when to save while training goes on: every 100 (steps), 30s, 10m, 1h, or auto; 0: only at the end")   \
-    X(INT, keep, 0, "2", 1, 1000, "checkpoints", TRAIN, CHECKPOINTS, NONE,                                   \
+    X(INT, keep, 0, "2", 1, 1000, "checkpoints", TRAIN | CKPT, CHECKPOINTS, NONE,                                   \
       "newest restorable checkpoints that are kept in the staging folder")                                   \
     X(STRING, staging, 0, "", 0, 0, "folder", TRAIN, CHECKPOINTS, NONE,                                      \
       "fast local disk for checkpoints; empty: checkpoints/ in the run folder")                              \
-    X(STRING, remote, 0, "", 0, 0, "text", TRAIN, CHECKPOINTS, NONE,                                         \
+    X(STRING, remote, 0, "", 0, 0, "text", TRAIN | CKPT, CHECKPOINTS, NONE,                                         \
       "where checkpoints are copied to while training: s3://bucket/prefix or a folder; empty: nowhere")      \
+    X(INT, keep_remote, 0, "0", 0, 1000000, "checkpoints", TRAIN | CKPT, CHECKPOINTS, NONE,                  \
+      "newest complete checkpoints that are kept in the remote store; 0: all")                               \
+    X(DOUBLE, upload_rate, 0, "0", 0, 1e6, "MB/s", TRAIN | CKPT, CHECKPOINTS, NONE,                          \
+      "the most that copying to the remote store takes; 0: no limit")                                        \
+    X(DOUBLE, drain_seconds, 0, "60", 0, 86400, "seconds", TRAIN, CHECKPOINTS, NONE,                         \
+      "how long the end of a run, or a signal to stop, waits for the remote store")                          \
     X(CHOICE, checkpoint_policy, 0, "auto", 0, 0, "", TRAIN, CHECKPOINTS, ONE_OF("auto", "lazy", "snapshot"), \
       "write from the tensors themselves, or from a copy; auto: by what stalls less")                        \
     X(CHOICE, checkpoint_io, 0, "auto", 0, 0, "", TRAIN, CHECKPOINTS, ONE_OF("auto", "uring", "plain"),      \

@@ -113,6 +113,10 @@ static bool rewrite(CkptLog *log, Error *err) {
     return true;
 }
 
+bool ckpt_log_settle(CkptLog *log, Error *err) {
+    return !log->doubtful || rewrite(log, err);
+}
+
 bool ckpt_log_append(CkptLog *log, const CkptRecord *records, size_t count, Error *err) {
     CHECK_OP(count, <=, CKPT_LOG_RECORDS / 2);
     if ((log->doubtful || log->blocks + count > CKPT_LOG_RECORDS) && !rewrite(log, err)) return false;

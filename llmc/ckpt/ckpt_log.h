@@ -34,6 +34,9 @@ void ckpt_log_close(CkptLog *log);
  * most half of CKPT_LOG_RECORDS. */
 bool ckpt_log_append(CkptLog *log, const CkptRecord *records, size_t count, Error *err);
 
+/* Before what a doubtful record speaks of is changed: afterwards no record is there whose append failed. */
+bool ckpt_log_settle(CkptLog *log, Error *err);
+
 /* The valid records in `bytes` bytes (whole blocks) of a log, appended to out; *sequence is that of the last so far
  * (0: none). *last: index of the block of the last one found. Returns how many. */
 size_t ckpt_log_parse(const void *data, size_t bytes, CkptRecord *out, size_t max, uint64_t *sequence,

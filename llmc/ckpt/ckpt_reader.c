@@ -248,6 +248,10 @@ bool ckpt_reader_run(const CkptReader *r, uint8_t run[16]) {
     return r->scan.num_checkpoints > 0;
 }
 
+uint32_t ckpt_reader_attempt(const CkptReader *r) {
+    return r->scan.num_checkpoints ? r->scan.checkpoints[0].id.attempt : 0; /* newest first */
+}
+
 /* ---- what a checkpoint has ---- */
 
 static const CkptLoaded *indexed(const CkptReader *r, CkptId id, Error *err) {

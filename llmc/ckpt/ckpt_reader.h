@@ -33,6 +33,9 @@ void ckpt_reader_close(CkptReader *reader);
 size_t ckpt_reader_list(const CkptReader *reader, const CkptInfo **list);
 /* The UUID of the run that wrote them; false: nothing there. */
 bool ckpt_reader_run(const CkptReader *reader, uint8_t run[16]);
+/* The largest attempt that any record of the place speaks of, also of checkpoints that were dropped and are not listed; 0:
+ * none. The next start of the run takes a larger one. */
+uint32_t ckpt_reader_attempt(const CkptReader *reader);
 
 typedef struct {
     char name[CKPT_NAME_BYTES];

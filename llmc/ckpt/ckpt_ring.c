@@ -107,6 +107,7 @@ static bool append_commits(CkptRing *ring, Error *err) {
         records[count].kind = CKPT_RECORD_COMMIT;
         records[count++].flags = s->best ? CKPT_FLAG_BEST : 0;
     }
+    if (!count) return true;
     if (!ckpt_log_append(&ring->log, records, count, err)) return false;
     for (size_t i = 0; i < ring->count; i++) {
         CkptSegment *s = &ring->segments[i];
@@ -129,6 +130,24 @@ static bool settle(CkptRing *ring, Error *err) {
     for (size_t i = 0; i < ring->count; i++) {
         CkptSegment *s = &ring->segments[i];
         if (!s->live || s->committed) continue;
+        drops[count] = s->shard;
+        drops[count++].kind = CKPT_RECORD_DROP;
+    }
+    /* A COMMIT here for what is newer than all that can be restored: the power failed before another writer's SHARD, seen
+     * after a SIGKILL, was durable. It does not count, and goes with the next commit. */
+    for (size_t i = 0; i < ring->count; i++)
+        if (ckpt_id_compare(ring->segments[i].shard.id, ring->config->newest) > 0)
+            ring->segments[i].committed = ring->segments[i].best = false;
+    return ckpt_ring_drop(ring, drops, count, err);
+}
+
+/* Before a COMMIT: what earlier attempts left uncommitted must not count as committed after a crash. */
+static bool drop_uncommitted(CkptRing *ring, Error *err) {
+    CkptRecord drops[CKPT_SEGMENTS_MAX];
+    size_t count = 0;
+    for (size_t i = 0; i < ring->count; i++) {
+        const CkptSegment *s = &ring->segments[i];
+        if (!s->live || s->committed || s->shard.id.attempt >= ring->config->attempt) continue;
         drops[count] = s->shard;
         drops[count++].kind = CKPT_RECORD_DROP;
     }
@@ -239,6 +258,8 @@ static CkptSegment *find_room(CkptRing *ring, Error *err) {
 }
 
 CkptFile *ckpt_ring_take(CkptRing *ring, CkptSegment **segment, Error *err) {
+    if (!ckpt_log_settle(&ring->log, err))
+        return NULL; /* a SHARD that failed may point to the next segment */
     CkptSegment *s = find_free(ring);
     if (!s && ckpt_retain(ring, err)) s = find_free(ring); /* the store may have caught up */
     if (!s) s = find_room(ring, err);
@@ -250,6 +271,8 @@ CkptFile *ckpt_ring_take(CkptRing *ring, CkptSegment **segment, Error *err) {
 
 bool ckpt_ring_shard(CkptRing *ring, CkptSegment *segment, const CkptRecord *shard, Error *err) {
     CHECK(!segment->live);
+    /* a COMMIT that failed: where a newer checkpoint is whole, all writers know the older ones as committed */
+    if (!append_commits(ring, err)) return false;
     if (!ckpt_log_append(&ring->log, shard, 1, err)) return false;
     segment->shard = *shard;
     segment->live = true;
@@ -289,7 +312,7 @@ bool ckpt_ring_commit(CkptRing *ring, CkptId id, bool best, Error *err) {
     }
     s->commit_due = true;
     s->best = best;
-    if (!append_commits(ring, err) || !ckpt_retain(ring, err)) return false;
+    if (!drop_uncommitted(ring, err) || !append_commits(ring, err) || !ckpt_retain(ring, err)) return false;
     return !ring->config->node_first || !ring->strangers || ckpt_retain_strangers(ring, id, err);
 }
 
@@ -339,8 +362,10 @@ bool ckpt_ring_open(CkptRing *ring, CkptIo *io, const CkptConfig *config, uint64
     bool ok = make_folders(ring, err) && lock_writer(ring, err) &&
               ckpt_log_open(&ring->log, io, manifests, strrchr(name, '/') + 1, err);
     for (size_t i = 0; ok && i < ring->log.count; i++) ok = replay(ring, &ring->log.records[i], err);
-    ok = ok && io->body->list(io, path_of(ring, "seg"), note_file, ring, err) &&
-         measure_segments(ring, err) && settle(ring, err) && preallocate(ring, err) &&
+    /* a file that a killed process made may have a name in memory only */
+    ok = ok && io->body->sync_directory(io, path_of(ring, "seg"), err) &&
+         io->body->list(io, path_of(ring, "seg"), note_file, ring, err) && measure_segments(ring, err) &&
+         settle(ring, err) && preallocate(ring, err) &&
          ckpt_source_open_folder(&ring->source, config->directory, 1, err);
     if (!ok) ckpt_ring_close(ring);
     return ok;

@@ -227,6 +227,10 @@ bool s3_unexpected(const S3 *s3, const char *what, const char *key, const S3Answ
 
 /* ---- attempts ---- */
 
+static const atomic_bool *stop_of(const S3 *s3, const S3Call *call) {
+    return call->stop ? call->stop : s3->limits.stop;
+}
+
 static void pause_before(const S3 *s3, const S3Call *call, int attempt, const HttpHeaders *headers) {
     static atomic_uint draws;
     double most = s3->limits.backoff_seconds;
@@ -237,7 +241,7 @@ static void pause_before(const S3 *s3, const S3Call *call, int attempt, const Ht
     double seconds = most * rng_uniform(seed, 0, atomic_fetch_add(&draws, 1));
     double asked = http_retry_after(headers->retry_after, (long long)time(NULL));
     if (asked > 60) asked = 60;
-    store_sleep(seconds > asked ? seconds : asked + seconds, call->stop);
+    store_sleep(seconds > asked ? seconds : asked + seconds, stop_of(s3, call));
 }
 
 static HttpResult send_once(S3 *s3, const S3Call *call, size_t got, Attempt *a, HttpAnswer *http,
@@ -257,7 +261,7 @@ static HttpResult send_once(S3 *s3, const S3Call *call, size_t got, Attempt *a, 
                            .text_size = call->text ? call->text_size : sizeof a->text,
                            .timeout_seconds =
                                s3->limits.timeout_seconds * (call->patience > 0 ? call->patience : 1),
-                           .stop = call->stop};
+                           .stop = stop_of(s3, call)};
     return http_do(s3->http, &request, http);
 }
 
@@ -289,7 +293,7 @@ bool s3_call(S3 *s3, const S3Call *call, S3Answer *answer, Error *err) {
         /* all came, then the connection broke: done as well */
         ok = verdict == VERDICT_DONE || (call->data && got == call->data_bytes);
         if (ok) break;
-        bool stopped = result == HTTP_STOPPED || (call->stop && atomic_load(call->stop));
+        bool stopped = result == HTTP_STOPPED || (stop_of(s3, call) && atomic_load(stop_of(s3, call)));
         if (stopped)
             error_set(err, "%s: %s '%.120s': stopped before it was done", s3->where, call->method, call->key);
         else if (*signing.text)

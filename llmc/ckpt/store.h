@@ -20,6 +20,7 @@ typedef struct {
     int attempts_max;              /* of one request; 0: 8 */
     double backoff_seconds;        /* before the second attempt at most; doubles, up to 20; 0: 0.5 */
     size_t part_bytes;             /* of a multipart upload; 0: 32 MiB; S3 wants >= 5 MiB */
+    const atomic_bool *stop;       /* true: every call ends soon, with an error; NULL: none */
     int parts_in_flight;           /* and that many buffers of part_bytes during a put; 0: 4 */
 } StoreConfig;
 

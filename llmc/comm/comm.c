@@ -2,6 +2,7 @@
 #define _DEFAULT_SOURCE
 #include "comm/comm.h"
 #include "base/check.h"
+#include "comm/fault.h"
 #include "comm/world.h"
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,7 @@ size_t comm_type_bytes(CommType type) {
 static CommRequest begin(Comm *comm, WorldOperation o) {
     o.comm = comm;
     o.header.group = comm->group.id;
+    fault_strike(&comm->group, atomic_load(&comm->world->step), &o);
     return world_begin(comm->world, o);
 }
 
@@ -120,8 +122,28 @@ void comm_abort(Comm *comm, const char *reason) {
     error_set(&err, "rank %d (%s) gave up at step %lld: %.400s", me, control_host(w->control, me),
               (long long)atomic_load(&w->step), reason);
     control_abort(w->control, err.text);
+    control_answer(w->control);
     control_failed(w->control, &err);
     world_die(w, &err);
+}
+
+static void end_process(void *context) {
+    Comm *comm = context;
+    Error reason, line;
+    int me = comm->group.world[comm->group.rank];
+    control_failed(comm->world->control, &reason);
+    error_set(&line, "%.500s; rank %d (%s) was busy outside communication, step %lld", reason.text, me,
+              control_host(comm->world->control, me), (long long)atomic_load(&comm->world->step));
+    comm->world->end(line.text);
+}
+
+void comm_watch(Comm *comm, double grace_seconds, void (*end)(const char *line)) {
+    comm->world->end = end;
+    control_watch(comm->world->control, grace_seconds, end_process, comm);
+}
+
+void comm_hold(Comm *comm, bool on) {
+    control_hold(comm->world->control, on);
 }
 
 /* --- memory --- */

@@ -87,6 +87,12 @@ bool comm_test(Comm *comm, CommRequest request);
 bool comm_wait(Comm *comm, CommRequest request, Error *err);
 bool comm_barrier(Comm *comm, Error *err);
 
+/* If a failure is known and neither comm_abort nor comm_close has been called grace_seconds later, since the caller is busy
+ * elsewhere, `end` is called with the line to say, from another thread; it must end the process. For main. */
+void comm_watch(Comm *comm, double grace_seconds, void (*end)(const char *line));
+/* While on, `end` waits: a file is being written that should be whole. */
+void comm_hold(Comm *comm, bool on);
+
 /* Tells every rank that this one gives up, and why: they fail with that reason, at once. */
 void comm_abort(Comm *comm, const char *reason);
 #endif

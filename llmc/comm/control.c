@@ -27,6 +27,8 @@ enum { GATHER_BYTES_MAX = 1 << 20 };
 
 /* Shares of the timeout: silence for longer than this is taken for death, so that what follows still fits. */
 static const double SILENCE_SHARE = 0.7, SEND_SHARE = 0.1, HEARTBEAT_SHARE = 0.04;
+/* After a failure the thread looks around this often, in seconds. */
+static const double FAILED_INTERVAL = 0.05;
 /* Rank 0 waits this many timeouts for the others' goodbyes. */
 static const double GOODBYE_TIMEOUTS = 10;
 
@@ -35,6 +37,7 @@ typedef struct {
     int fd; /* -1: none, or gone */
     bool left;
     double heard;
+    uint32_t begun; /* rank 0: operations */
     Message head;
     unsigned char *body;
     size_t got; /* bytes of head and body */
@@ -67,7 +70,16 @@ struct Control {
     Part *parts;                       /* rank 0 (size) */
     unsigned char *result;             /* of the last exchange */
     size_t result_bytes;
+    atomic_uint begun;
+    atomic_int laggard;
+    void (*end)(void *context);
+    void *end_context;
+    double grace, failed_at; /* failed_at: 0 until the thread has seen it */
+    atomic_int answer;       /* Answer */
+    atomic_bool held;
 };
+
+typedef enum { ANSWER_OPEN, ANSWER_GIVEN, ANSWER_ENDED } Answer;
 
 /* --- failures --- */
 
@@ -107,6 +119,32 @@ void control_abort(Control *c, const char *reason) {
     pthread_mutex_lock(&c->lock);
     fail(c, reason);
     pthread_mutex_unlock(&c->lock);
+}
+
+void control_watch(Control *c, double grace_seconds, void (*end)(void *context), void *context) {
+    pthread_mutex_lock(&c->lock);
+    c->grace = grace_seconds;
+    c->end = end;
+    c->end_context = context;
+    pthread_mutex_unlock(&c->lock);
+}
+
+void control_answer(Control *c) {
+    int open = ANSWER_OPEN;
+    atomic_compare_exchange_strong(&c->answer, &open, ANSWER_GIVEN);
+    while (atomic_load(&c->answer) == ANSWER_ENDED) pause();
+}
+
+void control_hold(Control *c, bool on) {
+    atomic_store(&c->held, on);
+}
+
+void control_note(Control *c, uint32_t begun) {
+    atomic_store_explicit(&c->begun, begun, memory_order_relaxed);
+}
+
+int control_laggard(const Control *c) {
+    return atomic_load(&c->laggard);
 }
 
 /* --- exchanges; lock held --- */
@@ -222,7 +260,12 @@ static void take_message(Control *c, int index) {
     int rank = link_rank(c, index);
     size_t bytes = link->head.bytes;
     switch (link->head.type) {
-    case MESSAGE_HEARTBEAT: break;
+    case MESSAGE_HEARTBEAT:
+        if (c->place.rank)
+            atomic_store(&c->laggard, (int)link->head.number);
+        else
+            link->begun = link->head.number;
+        break;
     case MESSAGE_GOODBYE:
         link->left = true;
         pthread_cond_broadcast(&c->changed);
@@ -293,6 +336,30 @@ static void close_link(Control *c, int index) {
     pthread_cond_broadcast(&c->changed);
 }
 
+/* Rank 0: who has begun fewest operations? Numbers that have wrapped around still compare. */
+static int find_laggard(const Control *c) {
+    int last = 0;
+    uint32_t least = atomic_load(&c->begun);
+    bool alone = true;
+    for (int i = 1; i < c->place.size; i++) {
+        int32_t more = (int32_t)(c->links[i].begun - least);
+        if (more == 0) alone = false;
+        if (more >= 0) continue;
+        last = i;
+        least = c->links[i].begun;
+        alone = true;
+    }
+    return alone && c->place.size > 1 ? last : -1;
+}
+
+/* The thread that should have noticed the failure is busy elsewhere: ends the process without it. */
+static void end_unanswered(Control *c, double now) {
+    if (c->failed_at <= 0) c->failed_at = now;
+    if (!c->end || now - c->failed_at < c->grace || atomic_load(&c->held)) return;
+    int open = ANSWER_OPEN;
+    if (atomic_compare_exchange_strong(&c->answer, &open, ANSWER_ENDED)) c->end(c->end_context);
+}
+
 /* Lock held: heartbeats out, silences noticed. */
 static void look_around(Control *c, double now, double paused) {
     double limit = SILENCE_SHARE * c->timeout;
@@ -308,7 +375,9 @@ static void look_around(Control *c, double now, double paused) {
             fail_rank(c, link_rank(c, i), what);
         }
     }
-    if (!c->failed) send_to_all(c, MESSAGE_HEARTBEAT, 0, NULL, 0);
+    if (!c->place.rank) atomic_store(&c->laggard, find_laggard(c));
+    uint32_t number = c->place.rank ? atomic_load(&c->begun) : (uint32_t)atomic_load(&c->laggard);
+    if (!c->failed) send_to_all(c, MESSAGE_HEARTBEAT, number, NULL, 0);
     if (!c->place.rank && !c->failed) {
         bool some = false;
         for (int i = 0; i < c->place.size && !some; i++) some = c->parts[i].here;
@@ -340,10 +409,11 @@ static void *control_thread(void *argument) {
         pthread_mutex_lock(&c->lock);
         if (now >= next) {
             look_around(c, now, now - last);
-            next = now + interval;
+            next = now + (c->failed && interval > FAILED_INTERVAL ? FAILED_INTERVAL : interval);
         }
         stopping = c->stopping;
         pthread_mutex_unlock(&c->lock);
+        if (c->failed) end_unanswered(c, now);
         last = now;
     }
     free(polls);
@@ -388,6 +458,7 @@ bool control_open(Control **control, double timeout_seconds, Error *err) {
     pthread_condattr_destroy(&attributes);
     pthread_mutex_init(&c->lock, NULL);
     c->wake = -1;
+    atomic_init(&c->laggard, -1);
     c->timeout = timeout_seconds > 0 ? timeout_seconds : 10;
     if (!control_place(&c->place, err)) goto out;
     size_t size = (size_t)c->place.size;

@@ -47,4 +47,21 @@ bool control_all_gather(Control *control, const void *mine, size_t bytes, void *
 bool control_failed(const Control *control, Error *err);
 /* This rank gives up: all ranks fail with this reason. Only the first one counts. On its way when this returns. */
 void control_abort(Control *control, const char *reason);
+
+/* --- a process that does not notice --- */
+
+/* If a failure is known and nobody has called control_answer for grace_seconds, `end` is called, once, from the control
+ * thread: it says why and ends the process, whose other threads are busy elsewhere. */
+void control_watch(Control *control, double grace_seconds, void (*end)(void *context), void *context);
+/* This process knows of the failure and is about to end by itself. Does not return if `end` came first. */
+void control_answer(Control *control);
+/* While on, `end` waits: something must not be broken off. */
+void control_hold(Control *control, bool on);
+
+/* --- who is behind --- */
+
+/* How many operations among all ranks this one has begun; goes along with its heartbeats. */
+void control_note(Control *control, uint32_t begun);
+/* The rank that has begun fewest, if all the others have begun more; -1: none. As of the last heartbeats. */
+int control_laggard(const Control *control);
 #endif

@@ -57,7 +57,7 @@ bool comm_group_failed(CommGroup *group, Error *err) {
     char me[DOING_BYTES], what[DOING_BYTES];
     control_failed(group->control, &first);
     who(group, group->rank, me);
-    if (!strncmp(first.text, me, strlen(me))) {
+    if (!strncmp(first.text, me, strlen(me)) && strstr(first.text, " step ")) {
         *err = first; /* it is about this rank and says what it did */
         return true;
     }
@@ -74,10 +74,15 @@ bool comm_group_fault(CommGroup *group, int peer, const char *what, Error *err) 
     Error reason;
     who(group, group->rank, me);
     doing(group, where);
+    char behind[DOING_BYTES + 64] = "";
+    int last = control_laggard(group->control), world = group->world[group->rank];
+    if (last >= 0 && last != world)
+        snprintf(behind, sizeof behind, "; rank %d (%s) is behind all others", last,
+                 control_host(group->control, last));
     if (peer >= 0)
-        error_set(&reason, "%s: %s, with %s: %s", me, where, who(group, peer, them), what);
+        error_set(&reason, "%s: %s, with %s: %s%s", me, where, who(group, peer, them), what, behind);
     else
-        error_set(&reason, "%s: %s: %s", me, where, what);
+        error_set(&reason, "%s: %s: %s%s", me, where, what, behind);
     control_abort(group->control, reason.text);
     comm_group_failed(group, err);
     return false;

@@ -106,7 +106,7 @@ bool torus_repair(Torus *t, const TorusCall *call, TorusStatus status, Error *er
 
 /* torus_group.c */
 bool torus_plan(Torus *t, Error *err);
-bool torus_connect(Torus *t, int *unreached, Error *err);
+bool torus_connect(Torus *t, double timeout_seconds, int *unreached, Error *err);
 Port *torus_port(Torus *t, int peer);
 Port *colour_port(Torus *t, int colour, int half, int peer);
 bool torus_reserve(char **buffer, size_t *have, size_t bytes, Error *err);

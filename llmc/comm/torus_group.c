@@ -45,7 +45,7 @@ static int colour_channel(int colour, int half) {
 }
 
 /* All connections of the plan: to neighbours, and of every colour. */
-bool torus_connect(Torus *t, int *unreached, Error *err) {
+bool torus_connect(Torus *t, double timeout_seconds, int *unreached, Error *err) {
     static const Port open_port = {.header_out = sizeof(CommHeader), .header_in = sizeof(CommHeader)};
     TcpWant wants[TCP_CONNECTIONS_MAX];
     int n = 0, near[TORUS_PEERS_MAX], rank = t->group->rank;
@@ -68,8 +68,7 @@ bool torus_connect(Torus *t, int *unreached, Error *err) {
             }
         }
     }
-    if (!tcp_connect(t->tcp, &t->plan, &t->topology, wants, n, t->group->timeout_seconds, unreached, err))
-        return false;
+    if (!tcp_connect(t->tcp, &t->plan, &t->topology, wants, n, timeout_seconds, unreached, err)) return false;
     t->alarms = 0;
     for (int r = 0; r < t->group->size; r++)
         if (tcp_fd(t->tcp, r, TCP_CHANNEL_ALARM) >= 0)
@@ -145,7 +144,8 @@ static bool torus_open(CommGroup *group, Error *err) {
                     ? true
                     : error_set(err, "torus: no memory");
     done = done && plan_topology_among(&t->topology, group->topology, group->world, group->size, err) &&
-           torus_plan(t, err) && tcp_open(&t->tcp, group, err) && torus_connect(t, &unreached, err);
+           torus_plan(t, err) && tcp_open(&t->tcp, group, err) &&
+           torus_connect(t, group->timeout_seconds, &unreached, err);
     if (!done) torus_close(group);
     return done;
 }

@@ -15,6 +15,9 @@
 
 enum { DEAD_MAX = 8, ECHO_MILLISECONDS = 400 };
 
+/* Of the timeout, which also holds how long it took to notice: for a message, and for connecting anew. */
+static const double MESSAGE_SHARE = 0.6, CONNECT_SHARE = 0.2;
+
 typedef enum { REPAIR_STOP = 1, REPAIR_REPORT, REPAIR_DECISION } RepairKind;
 
 typedef struct {
@@ -40,7 +43,9 @@ bool torus_save(Torus *t, const TorusCall *call, Error *err) {
 
 /* --- messages --- */
 
-static bool message_move(Torus *t, int fd, RepairMessage *m, bool sends, Error *err) {
+/* With the rank at the other end of an alarm connection: they are in the order of ranks. */
+static bool message_move(Torus *t, int alarm, RepairMessage *m, bool sends, Error *err) {
+    int fd = t->alarm_fd[alarm], peer = t->group->rank ? 0 : alarm + 1;
     double begun = log_seconds();
     for (size_t done = 0; done < sizeof *m;) {
         ssize_t k = sends ? send(fd, (char *)m + done, sizeof *m - done, MSG_NOSIGNAL | MSG_DONTWAIT)
@@ -50,13 +55,13 @@ static bool message_move(Torus *t, int fd, RepairMessage *m, bool sends, Error *
             continue;
         }
         if (k == 0 || (errno != EAGAIN && errno != EINTR))
-            return comm_group_fault(t->group, t->group->rank ? 0 : -1,
+            return comm_group_fault(t->group, peer,
                                     "the connection over which ranks agree about dead wires broke", err);
         struct pollfd ready = {.fd = fd, .events = sends ? POLLOUT : POLLIN};
         poll(&ready, 1, 10);
         if (comm_group_failed(t->group, err)) return false;
-        if (log_seconds() - begun > t->group->timeout_seconds)
-            return comm_group_fault(t->group, t->group->rank ? 0 : -1, "no agreement about a dead wire", err);
+        if (log_seconds() - begun > MESSAGE_SHARE * t->group->timeout_seconds)
+            return comm_group_fault(t->group, peer, "no agreement about a dead wire", err);
     }
     return true;
 }
@@ -80,22 +85,22 @@ static bool agree(Torus *t, RepairMessage *mine, RepairMessage *decision, Error 
     if (t->alarms < (t->group->rank ? 1 : t->group->size - 1))
         return comm_group_fault(t->group, t->broken_peer, "a wire died while ranks were leaving", err);
     if (t->group->rank) {
-        if (!message_move(t, t->alarm_fd[0], mine, true, err)) return false;
+        if (!message_move(t, 0, mine, true, err)) return false;
         do {
-            if (!message_move(t, t->alarm_fd[0], decision, false, err)) return false;
+            if (!message_move(t, 0, decision, false, err)) return false;
         } while (decision->kind == REPAIR_STOP);
         return true;
     }
     *decision = (RepairMessage){.kind = REPAIR_DECISION, .sequence = UINT64_MAX};
     decision_add(decision, mine);
     for (int i = 0; i < t->alarms; i++)
-        if (!message_move(t, t->alarm_fd[i], &stop, true, err)) return false;
+        if (!message_move(t, i, &stop, true, err)) return false;
     for (int i = 0; i < t->alarms; i++) {
-        if (!message_move(t, t->alarm_fd[i], &report, false, err)) return false;
+        if (!message_move(t, i, &report, false, err)) return false;
         decision_add(decision, &report);
     }
     for (int i = 0; i < t->alarms; i++)
-        if (!message_move(t, t->alarm_fd[i], decision, true, err)) return false;
+        if (!message_move(t, i, decision, true, err)) return false;
     return true;
 }
 
@@ -110,12 +115,29 @@ static bool wait_for_echo(Torus *t, Error *err) {
     return true;
 }
 
-static bool plan_anew(Torus *t, const RepairMessage *decision, Error *err) {
+/* A rank that is cut off, or -1. */
+static int cut_off(const Torus *t) {
+    for (int r = 0; r < t->group->size; r++) {
+        bool wired = false;
+        for (int a = 0; a < t->topology.axes; a++)
+            for (int s = -1; s <= 1; s += 2) {
+                const TopologyLink *link = topology_link(&t->topology, r, a, s);
+                wired |= link && link->bytes_per_second > 0;
+            }
+        if (!wired) return r;
+    }
+    return -1;
+}
+
+/* BROKEN: a wire that the new plan needs is dead, too. */
+static TorusStatus plan_anew(Torus *t, const RepairMessage *decision, Error *err) {
     char text[300];
     for (uint32_t i = 0; i < decision->dead; i++) {
         int a = (int)decision->pair[i][0], b = (int)decision->pair[i][1];
-        if (!plan_topology_cut(&t->topology, a, b))
-            return comm_group_fault(t->group, b == t->group->rank ? a : b, "the connection broke", err);
+        if (!plan_topology_cut(&t->topology, a, b)) {
+            comm_group_fault(t->group, b == t->group->rank ? a : b, "the connection broke", err);
+            return TORUS_FAILED;
+        }
         if (t->group->rank == 0)
             log_warn("the wire between rank %d (%s) and rank %d (%s) is dead at step %lld", a,
                      control_host(t->group->control, t->group->world[a]), b,
@@ -124,10 +146,18 @@ static bool plan_anew(Torus *t, const RepairMessage *decision, Error *err) {
     int unreached;
     plan_close(&t->plan);
     tcp_forget(t->tcp);
-    if (!torus_plan(t, err)) return false;
+    if (!torus_plan(t, err)) {
+        int lost = cut_off(t);
+        comm_group_fault(t->group, lost < 0 ? (int)decision->pair[0][1] : lost,
+                         lost < 0 ? err->text : "none of its wires is left", err);
+        return TORUS_FAILED;
+    }
     plan_describe(&t->plan, text, sizeof text);
     if (t->group->rank == 0) log_warn("planned anew without it: %s", text);
-    return torus_connect(t, &unreached, err);
+    if (torus_connect(t, CONNECT_SHARE * t->group->timeout_seconds, &unreached, err)) return TORUS_DONE;
+    if (unreached < 0 || comm_group_failed(t->group, NULL)) return TORUS_FAILED;
+    t->broken_peer = unreached;
+    return TORUS_BROKEN;
 }
 
 /* Runs a saved operation again; into its own buffer, or into scratch if that is the caller's again. */
@@ -161,7 +191,8 @@ bool torus_repair(Torus *t, const TorusCall *call, TorusStatus status, Error *er
             return comm_group_fault(
                 t->group, t->broken_peer,
                 "a wire died while ranks were several operations apart: it cannot be done again", err);
-        if (!plan_anew(t, &decision, err)) return false;
+        status = plan_anew(t, &decision, err);
+        if (status != TORUS_DONE) continue;
         for (uint64_t s = decision.sequence; s <= sequence; s++) {
             const TorusSaved *saved = &t->saved[s % 2];
             CHECK(saved->header.sequence == s);

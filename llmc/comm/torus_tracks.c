@@ -8,8 +8,8 @@
 #include <string.h>
 
 enum {
-    PARTS_MAX = 16,       /* of a colour: more save no time */
-    PIECE_BYTES = 8 << 10 /* parts are not made smaller than this for every rank */
+    PARTS_MAX = 8,        /* of a colour: more save no time */
+    PIECE_BYTES = 4 << 10 /* parts are not made smaller than this for every rank */
 };
 
 /* --- tracks: a colour --- */

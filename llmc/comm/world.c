@@ -135,6 +135,8 @@ CommRequest world_begin(World *w, WorldOperation o) {
                              : o.header.operation == OPERATION_RECV ? &comm->received[o.peer]
                                                                     : &comm->collectives;
         o.header.sequence = ++*sequence;
+        if (!o.header.group && sequence == &comm->collectives)
+            control_note(w->control, (uint32_t)comm->collectives);
         w->queue[w->begun % WORLD_QUEUE_MAX] = o;
         w->begun++;
         if (o.header.bytes > SMALL_BYTES) {
@@ -192,6 +194,7 @@ void world_die(World *w, const Error *err) {
 bool world_finish(World *w) {
     Error ignored;
     double since = 0;
+    control_answer(w->control);
     pthread_mutex_lock(&w->lock);
     if (!control_failed(w->control, NULL)) run_until(w, w->begun, true, &ignored);
     while (w->busy && !straggles(w, &since)) wait_changed(w);

@@ -35,8 +35,9 @@ typedef struct {
     Error error;
     bool busy, stopping, gone; /* gone: the worker has ended */
     atomic_int_fast64_t step;
-    int references;  /* Comms */
-    uint32_t groups; /* made so far, on any rank of mine */
+    void (*end)(const char *line); /* comm_watch */
+    int references;                /* Comms */
+    uint32_t groups;               /* made so far, on any rank of mine */
 } World;
 
 typedef struct CommBlock {

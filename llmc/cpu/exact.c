@@ -43,14 +43,25 @@ SIMD vi to_int(vf x) {
 #endif
 }
 
+SIMD vi larger(vi a, vi b) {
+#if defined(__AVX512F__)
+    return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#elif defined(__ARM_NEON) && !defined(ISA_PORTABLE)
+    return vmaxq_s32(a, b);
+#else
+    return (vi)v_select(a > b, (vf)a, (vf)b);
+#endif
+}
+
 typedef struct {
     vf scale, limit;
     vi most; /* bits of the largest magnitude so far */
 } Grid;
 
 SIMD vi onto_grid(Grid *grid, vf x) {
-    vi magnitude = v_bits(x) & INT32_MAX;
-    grid->most = (vi)v_select(magnitude > grid->most, (vf)magnitude, (vf)grid->most);
+    grid->most = larger(grid->most, v_bits(x) & INT32_MAX);
     return to_int(v_min(v_max(x * grid->scale, -grid->limit), grid->limit));
 }
 
@@ -85,26 +96,28 @@ void KERNEL(exact_add)(int32_t *sums, floatX *g, uint8_t *most, const uint8_t *l
         }
 }
 
-/* The sum of squares, in an order that depends on n alone. */
-static double read_block(float *g, const int32_t *sums, size_t n, float step) {
-    enum { HALF = VL / 2 };
-    vd squares[2] = {{0}};
-    double total = 0;
+/* In an order that depends on n alone. */
+static double sum_squares(const float *x, size_t n) {
+    enum { HALF = VL / 2, STREAMS = 4 };
+    vd sums[STREAMS] = {{0}};
     size_t i = 0;
-    for (; i + VL <= n; i += VL) {
-        v_store(g + i, __builtin_convertvector((vi) * (const vi_unaligned *)(sums + i), vf) * step);
-        for (size_t k = 0; k < 2; k++) {
-            vd wide = __builtin_convertvector((vhalf) * (const vhalf_unaligned *)(g + i + k * HALF), vd);
-            squares[k] += wide * wide;
+    for (; i + STREAMS * HALF <= n; i += STREAMS * HALF)
+        for (size_t k = 0; k < STREAMS; k++) {
+            vd wide = __builtin_convertvector((vhalf) * (const vhalf_unaligned *)(x + i + k * HALF), vd);
+            sums[k] += wide * wide;
         }
-    }
-    squares[0] += squares[1];
-    for (int k = 0; k < HALF; k++) total += squares[0][k];
-    for (; i < n; i++) {
-        g[i] = (float)sums[i] * step;
-        total += (double)g[i] * (double)g[i];
-    }
+    sums[0] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    double total = 0;
+    for (int k = 0; k < HALF; k++) total += sums[0][k];
+    for (; i < n; i++) total += (double)x[i] * (double)x[i];
     return total;
+}
+
+static void read_block(float *g, const int32_t *sums, size_t n, float step) {
+    size_t i = 0;
+    for (; i + VL <= n; i += VL)
+        v_store(g + i, __builtin_convertvector((vi) * (const vi_unaligned *)(sums + i), vf) * step);
+    for (; i < n; i++) g[i] = (float)sums[i] * step;
 }
 
 void KERNEL(exact_read)(floatX *g, double *squares, const int32_t *sums, const uint8_t *levels, size_t n,
@@ -114,14 +127,15 @@ void KERNEL(exact_read)(floatX *g, double *squares, const int32_t *sums, const u
         for (size_t at = begin; at < n && at < begin + CHUNK; at += EXACT_BLOCK) {
             size_t block = at / EXACT_BLOCK, length = n - at < EXACT_BLOCK ? n - at : EXACT_BLOCK;
             float step = power_of_two(ceiling(levels[block]) - bits);
-            squares[block] = read_block(g + at, sums + at, length, step);
+            read_block(g + at, sums + at, length, step);
+            squares[block] = sum_squares(g + at, length);
         }
 }
 
 /* --- bf16 --- */
 
 void KERNEL(bf16_from_floats)(uint16_t *out, const floatX *x, size_t n) {
-#pragma omp parallel for simd schedule(static) if (n > CHUNK)
+#pragma omp parallel for schedule(static) if (n > CHUNK)
     for (size_t i = 0; i < n; i++) {
         uint32_t bits;
         memcpy(&bits, x + i, sizeof bits);
@@ -131,7 +145,7 @@ void KERNEL(bf16_from_floats)(uint16_t *out, const floatX *x, size_t n) {
 }
 
 void KERNEL(bf16_to_floats)(floatX *x, const uint16_t *in, size_t n) {
-#pragma omp parallel for simd schedule(static) if (n > CHUNK)
+#pragma omp parallel for schedule(static) if (n > CHUNK)
     for (size_t i = 0; i < n; i++) {
         uint32_t bits = (uint32_t)in[i] << 16;
         memcpy(x + i, &bits, sizeof bits);

@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
                 lse[head.index * (size_t)args.T + (size_t)t] = (rows.max[i][r] + log2f(sum[r])) * 0.69314718f;
         }
         store_rows<HS>(out + head.out, head.out_stride, sq, row0 + i * 16, q0 + i * 16, args.T, rows.o[i],
-                       1 / sum[0], 1 / sum[1]);
+                       __fdividef(1, sum[0]), __fdividef(1, sum[1]));
     }
 }
 #endif

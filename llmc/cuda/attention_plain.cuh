@@ -31,8 +31,9 @@ struct PlainBlock {
     size_t qkv_stride, out_stride;
     int block, stride;
     __device__ explicit PlainBlock(const PlainArgs &a) {
-        index = blockIdx.x / (unsigned)a.tiles, block = (int)(blockIdx.x % (unsigned)a.tiles);
-        size_t b = index / (unsigned)a.NH, h = index % (unsigned)a.NH;
+        unsigned head = blockIdx.x / (unsigned)a.tiles;
+        size_t b = head / (unsigned)a.NH, h = head % (unsigned)a.NH;
+        index = head, block = (int)(blockIdx.x % (unsigned)a.tiles);
         out_stride = (size_t)a.NH * (size_t)a.HS, qkv_stride = 3 * out_stride;
         out = b * (size_t)a.T * out_stride + h * (size_t)a.HS;
         qkv = b * (size_t)a.T * qkv_stride + h * (size_t)a.HS;
@@ -43,6 +44,7 @@ struct PlainBlock {
 /* Rows first .. first+R-1 as floats; zeros from T on. */
 __device__ inline void plain_load(float *tile, const floatX *rows, size_t stride, int first,
                                   const PlainArgs &a) {
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < a.rows * a.HS; i += PLAIN_THREADS) {
         int row = i / a.HS, c = i % a.HS;
         tile[row * plain_stride(a.HS) + c] =
@@ -50,10 +52,12 @@ __device__ inline void plain_load(float *tile, const floatX *rows, size_t stride
     }
 }
 __device__ inline void plain_zero(float *tile, const PlainArgs &a) {
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < a.rows * plain_stride(a.HS); i += PLAIN_THREADS) tile[i] = 0;
 }
 __device__ inline void plain_store(floatX *rows, size_t stride, int first, const float *tile, float factor,
                                    const PlainArgs &a) {
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < a.rows * a.HS; i += PLAIN_THREADS) {
         int row = i / a.HS, c = i % a.HS;
         if (first + row < a.T)
@@ -64,6 +68,7 @@ __device__ inline void plain_store(floatX *rows, size_t stride, int first, const
 
 __device__ inline float plain_dot(const float *x, const float *y, int n) {
     float sum = 0;
+#pragma unroll 4
     for (int i = 0; i < n; i++) sum = fmaf(x[i], y[i], sum);
     return sum;
 }
@@ -71,9 +76,11 @@ __device__ inline float plain_dot(const float *x, const float *y, int n) {
 __device__ inline void plain_add_product(float *sum, const float *scores, bool transposed, const float *tile,
                                          const PlainArgs &a) {
     const int LONG = PLAIN_ROWS_MAX + 1, down = transposed ? 1 : LONG, right = transposed ? LONG : 1;
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < a.rows * a.HS; i += PLAIN_THREADS) {
         int row = i / a.HS, c = i % a.HS;
         float *to = sum + row * plain_stride(a.HS) + c, x = *to;
+#pragma unroll 4
         for (int k = 0; k < a.rows; k++)
             x = fmaf(scores[row * down + k * right], tile[k * plain_stride(a.HS) + c], x);
         *to = x;
@@ -85,7 +92,7 @@ __device__ inline bool plain_is_seen(int query, int key, const PlainArgs &a) {
 }
 
 /* out (B,T,NH,HS), lse (B,NH,T): a warp's lanes are the columns of a row of scores. */
-__global__ void __launch_bounds__(PLAIN_THREADS)
+__global__ void __launch_bounds__(PLAIN_THREADS, 2)
     plain_forward_kernel(floatX *out, float *lse, const floatX *qkv, PlainArgs a) {
     DYN_SHARED(float, shared);
     const PlainBlock at(a);
@@ -111,6 +118,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
             __syncwarp(); /* every lane has read the row's state */
             if (lane < R) p[r * LONG + lane] = e;
             if (lane == 0) max[r] = top, sum[r] = total;
+#pragma unroll 1
             for (int c = lane; c < a.HS; c += WARP) o[r * at.stride + c] *= factor;
         }
         __syncthreads();
@@ -119,8 +127,10 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
     __syncthreads();
     for (int r = (int)threadIdx.x; r < R; r += PLAIN_THREADS)
         if (q0 + r < a.T) lse[at.index * (size_t)a.T + (size_t)(q0 + r)] = max[r] + logf(sum[r]);
+#pragma unroll 1
     for (int r = warp_id(); r < R; r += PLAIN_THREADS / WARP) {
-        float factor = 1 / sum[r];
+        float factor = __fdividef(1, sum[r]);
+#pragma unroll 1
         for (int c = lane; c < a.HS; c += WARP) o[r * at.stride + c] *= factor;
     }
     __syncthreads();
@@ -128,7 +138,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
 }
 
 /* delta (B,NH,T) = row sums of dout * out. A warp for each row. */
-__global__ void __launch_bounds__(PLAIN_THREADS)
+__global__ void __launch_bounds__(PLAIN_THREADS, 2)
     plain_delta_kernel(float *delta, const floatX *dout, const floatX *out, size_t rows, int T, int NH,
                        int HS) {
     size_t row = (size_t)blockIdx.x * (PLAIN_THREADS / WARP) + (size_t)warp_id();
@@ -147,6 +157,7 @@ __device__ inline void plain_gradients(float *p, float *ds, const float *q, cons
                                        const float *g, const float *lse, const float *delta, int q0, int k0,
                                        const PlainArgs &a) {
     const int stride = plain_stride(a.HS), LONG = PLAIN_ROWS_MAX + 1;
+#pragma unroll 1
     for (int i = (int)threadIdx.x; i < a.rows * a.rows; i += PLAIN_THREADS) {
         int r = i / a.rows, c = i % a.rows;
         float e = 0, d = 0;
@@ -159,7 +170,7 @@ __device__ inline void plain_gradients(float *p, float *ds, const float *q, cons
 }
 
 /* The queries' third of dqkv (B,T,3,NH,HS). */
-__global__ void __launch_bounds__(PLAIN_THREADS)
+__global__ void __launch_bounds__(PLAIN_THREADS, 2)
     plain_dq_kernel(floatX *dqkv, const float *delta, const floatX *dout, const float *lse, const floatX *qkv,
                     PlainArgs a) {
     DYN_SHARED(float, shared);
@@ -188,7 +199,7 @@ __global__ void __launch_bounds__(PLAIN_THREADS)
 }
 
 /* The keys' and values' thirds of dqkv. */
-__global__ void __launch_bounds__(PLAIN_THREADS)
+__global__ void __launch_bounds__(PLAIN_THREADS, 2)
     plain_dkv_kernel(floatX *dqkv, const float *delta, const floatX *dout, const float *lse,
                      const floatX *qkv, PlainArgs a) {
     DYN_SHARED(float, shared);

@@ -24,8 +24,9 @@ template <int HS> struct FlashHead {
     size_t qkv, out; /* offsets of row 0 of q, and of out */
     int qkv_stride, out_stride;
     __device__ explicit FlashHead(const FlashArgs &a) {
-        index = blockIdx.x / (unsigned)a.tiles;
-        size_t b = index / (unsigned)a.NH, h = index % (unsigned)a.NH;
+        unsigned head = blockIdx.x / (unsigned)a.tiles;
+        size_t b = head / (unsigned)a.NH, h = head % (unsigned)a.NH;
+        index = head;
         out_stride = a.NH * HS, qkv_stride = 3 * out_stride;
         out = b * (size_t)a.T * (size_t)out_stride + h * HS;
         qkv = b * (size_t)a.T * (size_t)qkv_stride + h * HS;

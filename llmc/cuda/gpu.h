@@ -54,7 +54,7 @@ inline void gpu_launch(const char *name, const char *file, int line, void (*kern
     if (!grid.x || !grid.y || !grid.z) return;
 #ifdef CUDA_SHIM
     (void)file, (void)line;
-    shim::launch(name, grid, block, smem, stream, [&] { kernel(args...); });
+    shim::launch(name, grid, block, smem, stream, [=] { kernel(args...); });
 #else
     (void)name;
     const size_t unasked = 48 << 10; /* more has to be asked for */

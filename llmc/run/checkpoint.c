@@ -345,10 +345,8 @@ static bool look(const Checkpoint *c, Seen *seen, Error *err) {
     if (getrandom(seen->new_run, sizeof seen->new_run, 0) != (ssize_t)sizeof seen->new_run)
         return error_set_errno(err, "no random numbers from the system");
     for (int i = 0; i < 2; i++) {
-        const CkptInfo *list = NULL;
-        size_t count = c->readers[i] ? ckpt_reader_list(c->readers[i], &list) : 0;
-        for (size_t k = 0; k < count; k++)
-            if (list[k].id.attempt > seen->attempt) seen->attempt = list[k].id.attempt;
+        uint32_t attempt = c->readers[i] ? ckpt_reader_attempt(c->readers[i]) : 0;
+        if (attempt > seen->attempt) seen->attempt = attempt;
         uint8_t run[16];
         if (!c->readers[i] || !ckpt_reader_run(c->readers[i], run)) continue;
         if (seen->known && memcmp(run, seen->run, sizeof run) != 0)
@@ -413,6 +411,9 @@ bool checkpoint_open(Checkpoint *c, const CheckpointConfig *config, const Checkp
 void checkpoint_close(Checkpoint *c) {
     close_readers(c);
     ckpt_close(c->ckpt);
+    if (!drain_close(c->drain, c->config.drain_seconds))
+        log_warn("%s: not everything is there yet ('train_gpt2 ckpt drain %s --remote %s' goes on with it)",
+                 c->config.remote, c->config.staging, c->config.remote);
     free(c->views);
     *c = (Checkpoint){.pending = -1};
 }
@@ -420,6 +421,17 @@ void checkpoint_close(Checkpoint *c) {
 static CkptPolicy policy_of(const char *name) {
     if (!strcmp(name, "lazy")) return CKPT_POLICY_LAZY;
     return strcmp(name, "snapshot") ? CKPT_POLICY_AUTO : CKPT_POLICY_SNAPSHOT;
+}
+
+/* One for each host: the first of its ranks. */
+static bool start_drain(Checkpoint *c, Error *err) {
+    if (!*c->config.remote) return true;
+    const DrainConfig config = {.directory = c->config.staging,
+                                .place = c->config.remote,
+                                .node = comm_host(c->comm, c->rank),
+                                .store = {.bytes_per_second_max = c->config.upload_bytes_per_second},
+                                .keep_remote = c->config.keep_remote};
+    return drain_open(&c->drain, &config, err);
 }
 
 bool checkpoint_start(Checkpoint *c, Error *err) {
@@ -442,7 +454,7 @@ bool checkpoint_start(Checkpoint *c, Error *err) {
                          .policy = policy_of(c->config.policy)};
     memcpy(config.run, c->run, sizeof config.run);
     c->last_begun = log_seconds();
-    return ckpt_open(&c->ckpt, &config, err);
+    return ckpt_open(&c->ckpt, &config, err) && (!config.node_first || start_drain(c, err));
 }
 
 /* --- every step --- */

@@ -9,6 +9,7 @@
 #ifndef LLMC_CHECKPOINT_H
 #define LLMC_CHECKPOINT_H
 #include "ckpt/ckpt_reader.h"
+#include "ckpt/drain.h"
 #include "run/data_parallel.h"
 
 /* --- when --- */
@@ -57,7 +58,9 @@ typedef struct {
     const char *staging; /* folder of this host's segments */
     const char *remote; /* store.h: where checkpoints are drained to, and can be restored from; "": nowhere */
     const char *io, *policy;
-    int keep;
+    int keep, keep_remote;            /* checkpoints; remote: 0: all */
+    double drain_seconds;             /* checkpoint_close waits so long for uploads */
+    uint64_t upload_bytes_per_second; /* 0: no limit */
     CheckpointEvery every;
     double failure_seconds, tb_per_day; /* of CHECKPOINT_AUTO */
 } CheckpointConfig;
@@ -69,6 +72,7 @@ typedef struct {
     int rank, size;
     CkptReader *readers[2]; /* staging, remote: from checkpoint_open to checkpoint_start; NULL: none */
     Ckpt *ckpt;             /* from checkpoint_start on */
+    Drain *drain;           /* on the first rank of each host, where there is a remote store */
     TensorView *views;
     size_t num_views, num_needed; /* the optional ones are the last */
     CkptId restored;              /* attempt 0: none */

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/machine.h"
 #include "ckpt/ckpt_reader.h"
+#include "ckpt/drain.h"
 #include "run/checkpoint.h"
 #include "run/convert.h"
 #include "run/model_file.h"
@@ -357,6 +358,41 @@ static bool mark_action(const Options *o, int *exit_code, Error *err) {
     return ok;
 }
 
+/* --- drain --- */
+
+static bool drain_action(const Options *o, int *exit_code, Error *err) {
+    Place p;
+    if (!*o->remote) {
+        *exit_code = EXIT_USAGE;
+        return error_set(err, "ckpt drain: where to? (give --remote s3://bucket/prefix or a folder)");
+    }
+    if (!place_open(&p, o->arguments[1], err)) return false;
+    bool any = place_checkpoint(&p, exit_code, err) != NULL;
+    place_close(&p);
+    if (!any) return false;
+    const DrainConfig config = {.directory = p.path,
+                                .place = o->remote,
+                                .store = {.bytes_per_second_max = (uint64_t)(o->upload_rate * 1e6)},
+                                .keep_remote = o->keep_remote};
+    Drain *drain;
+    if (!drain_open(&drain, &config, err)) return false;
+    DrainStatus s;
+    uint64_t all = 0;
+    do {
+        drain_wait(drain, 0.2);
+        s = drain_status(drain);
+        if (s.behind_bytes > all) all = s.behind_bytes;
+        if (all) show_progress(1 - (double)s.behind_bytes / (double)all);
+    } while (s.behind_checkpoints > s.corrupt && !s.failing);
+    if (!drain_close(drain, 0) && s.failing) return error_set(err, "%s", s.error.text);
+    if (s.corrupt) *exit_code = EXIT_CORRUPT;
+    log_info("%s: %llu checkpoints uploaded, %.1f MB", o->remote, (unsigned long long)s.uploaded_checkpoints,
+             1e-6 * (double)s.uploaded_bytes);
+    return s.corrupt ? error_set(err, "%s: %llu checkpoints here are corrupt, and were not uploaded", p.given,
+                                 (unsigned long long)s.corrupt)
+                     : true;
+}
+
 /* --- the table --- */
 
 static const struct {
@@ -373,6 +409,8 @@ static const struct {
     {"diff", 3, "diff PLACE[@STEP] PLACE[@STEP]", "which tensors differ, and by how much (exit code 1)",
      diff_action},
     {"pin", 2, "pin PLACE[@STEP]", "keep it whatever --keep says", mark_action},
+    {"drain", 2, "drain PLACE --remote s3://bucket/prefix", "copy what is not there yet to a store",
+     drain_action},
     {"unpin", 2, "unpin PLACE[@STEP]", "let it go when its time comes", mark_action},
 };
 

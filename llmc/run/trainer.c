@@ -210,6 +210,9 @@ static bool open_checkpoint(Trainer *t, Error *err) {
                                .io = o->checkpoint_io,
                                .policy = o->checkpoint_policy,
                                .keep = o->keep,
+                               .keep_remote = o->keep_remote,
+                               .drain_seconds = o->drain_seconds,
+                               .upload_bytes_per_second = (uint64_t)(o->upload_rate * 1e6),
                                .failure_seconds = o->mtbf * 3600,
                                .tb_per_day = o->wear};
     size_t levels = t->parallel.reduce == REDUCE_EXACT ? t->parallel.blocks : 0;
