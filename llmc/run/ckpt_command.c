@@ -412,6 +412,8 @@ static const struct {
     {"drain", 2, "drain PLACE --remote s3://bucket/prefix", "copy what is not there yet to a store",
      drain_action},
     {"unpin", 2, "unpin PLACE[@STEP]", "let it go when its time comes", mark_action},
+    {"drain", 2, "drain PLACE --remote s3://bucket/prefix", "copy what was never uploaded to a store",
+     drain_action},
 };
 
 bool ckpt_command_run(const Options *o, int *exit_code, Error *err) {
@@ -424,7 +426,7 @@ bool ckpt_command_run(const Options *o, int *exit_code, Error *err) {
     }
     if (!strcmp(name, "help")) {
         for (size_t i = 0; i < sizeof actions / sizeof *actions; i++)
-            printf("  train_gpt2 ckpt %-70s %s\n", actions[i].usage, actions[i].what);
+            printf("  train_gpt2 ckpt %s\n      %s\n", actions[i].usage, actions[i].what);
         printf("PLACE: a run folder, a staging folder, a store's folder, or s3://bucket/prefix\n"
                "exit codes: 0 done, 1 failed or different, 2 usage, 3 corrupt, 4 incomplete, 5 absent\n");
         return true;

@@ -142,12 +142,15 @@ out:
 /* --- checkpoints: a run's folder, a staging folder, a remote store --- */
 
 bool model_source_checkpoints(const char *path, char place[FILE_PATH_BYTES]) {
+    static const char *const inside[] = {"manifest", "ckpt"}; /* of a staging folder, of a store's */
     Error ignored;
-    char manifests[FILE_PATH_BYTES];
-    if (!strncmp(path, "s3://", 5)) return snprintf(place, FILE_PATH_BYTES, "%s", path) < FILE_PATH_BYTES;
-    if (file_join(place, path, CHECKPOINT_FOLDER, &ignored) && file_is_directory(place)) return true;
-    if (!file_join(manifests, path, "manifest", &ignored) || !file_is_directory(manifests)) return false;
-    return snprintf(place, FILE_PATH_BYTES, "%s", path) < FILE_PATH_BYTES;
+    char folder[FILE_PATH_BYTES];
+    bool found = !strncmp(path, "s3://", 5);
+    if (!found && file_join(place, path, CHECKPOINT_FOLDER, &ignored) && file_is_directory(place))
+        return true;
+    for (size_t i = 0; i < sizeof inside / sizeof *inside; i++)
+        found |= file_join(folder, path, inside[i], &ignored) && file_is_directory(folder);
+    return found && snprintf(place, FILE_PATH_BYTES, "%s", path) < FILE_PATH_BYTES;
 }
 
 static CkptType float_type(CkptReader *reader, CkptId id) {
