@@ -105,7 +105,8 @@ static bool save(Writers *w, const Options *o, CkptId id, Error *err) {
             CkptStatus status = ckpt_status(w->ckpt[rank]);
             done = done && (round == 0 || status.newest_committed.step == id.step);
             if (!done || status.failed)
-                return error_set(err, "%s", status.failed ? status.error.text : "no commit, or nothing for a minute");
+                return error_set(err, "%s",
+                                 status.failed ? status.error.text : "no commit, or nothing for a minute");
         }
     return true;
 }

@@ -197,6 +197,28 @@ static inline void lab_check_reader(Lab *lab, CkptReader *reader, CkptId id, uin
     }
 }
 
+/* The same of whole tensors, read all at once. */
+static inline void lab_check_all(Lab *lab, CkptReader *reader, CkptId id, uint64_t seed) {
+    CkptWanted wanted[LAB_TENSORS];
+    Error err = {""};
+    for (int t = 0; t < LAB_TENSORS; t++) {
+        const TensorView *v = &lab->tensors[t].tensor;
+        wanted[t] = (CkptWanted){v->name, v->type, 0, v->end, malloc(lab->tensors[t].bytes + 1)};
+        CHECK(wanted[t].data != NULL);
+        test_poison(wanted[t].data, lab->tensors[t].bytes);
+    }
+    TEST_CHECK(ckpt_reader_read_all(reader, id, wanted, LAB_TENSORS, 0, &err), "%s", err.text);
+    for (int t = 0; t < LAB_TENSORS; t++) {
+        uint64_t wrong = 0;
+        for (uint64_t i = 0; i < lab->tensors[t].bytes; i++)
+            wrong += ((unsigned char *)wanted[t].data)[i] != lab_byte(seed, t, i);
+        TEST_CHECK(wrong == 0, "%s: %d bytes are wrong", wanted[t].name, (int)wrong);
+        free(wanted[t].data);
+    }
+    wanted[0].name = "none such";
+    TEST_CHECK(!ckpt_reader_read_all(reader, id, wanted, 1, 3, &err), "no such tensor");
+}
+
 static inline void lab_check(Lab *lab, CkptId id, uint64_t seed) {
     CkptReader *reader;
     const CkptInfo *list;
@@ -210,6 +232,7 @@ static inline void lab_check(Lab *lab, CkptId id, uint64_t seed) {
     TEST_CHECK(n > 0 && !ckpt_id_compare(list[0].id, id), "%d checkpoints", (int)n);
     TEST_CHECK(n > 0 && list[0].state == CKPT_RESTORABLE, "%s", list[0].why);
     lab_check_reader(lab, reader, id, seed);
+    lab_check_all(lab, reader, id, seed);
     TEST_CHECK(ckpt_reader_verify(reader, id, &bad, NULL, &err) && bad == 0, "%s", err.text);
     ckpt_reader_close(reader);
 }

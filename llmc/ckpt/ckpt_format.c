@@ -187,13 +187,20 @@ static bool node_parse(const char **at, char node[CKPT_NODE_BYTES]) {
     return node_is_valid(node);
 }
 
-bool ckpt_manifest_parse(const char *name, char node[CKPT_NODE_BYTES], uint32_t *rank) {
+static bool writer_parse(const char *name, char node[CKPT_NODE_BYTES], uint32_t *rank, const char *rest) {
     uint64_t value;
-    if (!node_parse(&name, node) || !number_parse(&name, CKPT_WRITERS_MAX, &value) ||
-        strcmp(name, ".log") != 0)
+    if (!node_parse(&name, node) || !number_parse(&name, CKPT_WRITERS_MAX, &value) || strcmp(name, rest) != 0)
         return false;
     *rank = (uint32_t)value;
     return true;
+}
+
+bool ckpt_manifest_parse(const char *name, char node[CKPT_NODE_BYTES], uint32_t *rank) {
+    return writer_parse(name, node, rank, ".log");
+}
+
+bool ckpt_object_parse(const char *name, char node[CKPT_NODE_BYTES], uint32_t *rank) {
+    return writer_parse(name, node, rank, ".seg");
 }
 
 bool ckpt_segment_parse(const char *name, char node[CKPT_NODE_BYTES], uint32_t *rank, uint32_t *n) {

@@ -72,6 +72,7 @@ CkptIdText ckpt_id_text(CkptId id);
 bool ckpt_manifest_parse(const char *name, char node[CKPT_NODE_BYTES], uint32_t *rank);
 bool ckpt_segment_parse(const char *name, char node[CKPT_NODE_BYTES], uint32_t *rank, uint32_t *n);
 bool ckpt_id_parse(const char *text, CkptId *id, const char **end);
+bool ckpt_object_parse(const char *name, char node[CKPT_NODE_BYTES], uint32_t *rank); /* <node>.<rank>.seg */
 
 static inline uint64_t ckpt_blocks(uint64_t bytes) { /* rounded up to whole blocks, in bytes */
     return (bytes + CKPT_BLOCK - 1) / CKPT_BLOCK * CKPT_BLOCK;

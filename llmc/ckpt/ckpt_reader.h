@@ -55,6 +55,16 @@ bool ckpt_reader_has(CkptReader *reader, CkptId id, const char *name, uint64_t b
  * undefined and err names checkpoint, tensor, file, offset, and what to do. */
 bool ckpt_reader_read(CkptReader *reader, CkptId id, const char *name, CkptType type, uint64_t begin,
                       uint64_t end, void *data, Error *err);
+/* Many ranges at once, by this many threads (0: as many as help); they are cut where that makes them even. */
+typedef struct {
+    const char *name;
+    CkptType type;
+    uint64_t begin, end;
+    void *data;
+} CkptWanted;
+bool ckpt_reader_read_all(CkptReader *reader, CkptId id, const CkptWanted *wanted, size_t count, int threads,
+                          Error *err);
+
 /* The shards of a checkpoint that are here, by rank: what a drainer uploads. *shards lives as long as the reader. */
 typedef struct {
     char node[CKPT_NAME_BYTES];

@@ -121,27 +121,27 @@ static bool scan_manifest(Scanner *s, const char *name, Error *err) {
 
 /* One object of a store: a shard's footer, or COMMIT, which says that all of it is there. */
 static bool scan_object(Scanner *s, const char *name, uint64_t bytes, Error *err) {
-    char key[CKPT_FILE_NAME_BYTES];
+    char key[CKPT_FILE_NAME_BYTES], node[CKPT_NODE_BYTES];
+    uint32_t rank = CKPT_RANK_NONE;
     const char *rest;
     CkptId id;
     CkptRecord r;
     if (!ckpt_id_parse(name, &id, &rest) || *rest++ != '/') return true;
-    snprintf(key, sizeof key, "ckpt/%s", name);
-    size_t length = strlen(rest);
-    bool segment = length > 4 && !strcmp(rest + length - 4, ".seg"), commit = !strcmp(rest, "COMMIT");
+    bool segment = ckpt_object_parse(rest, node, &rank), commit = !strcmp(rest, "COMMIT");
     if ((!segment && !commit) || bytes < CKPT_BLOCK || bytes % CKPT_BLOCK) return true;
+    snprintf(key, sizeof key, "ckpt/%s", name);
     if (!s->source->read(s->source, key, s->block, CKPT_BLOCK, bytes - CKPT_BLOCK, err)) return false;
     if (!ckpt_record_decode(&r, s->block) || ckpt_id_compare(r.id, id) != 0) return true;
-    if (segment && r.kind == CKPT_RECORD_SHARD && r.used_bytes == bytes) {
+    if (segment && r.kind == CKPT_RECORD_SHARD && r.used_bytes == bytes && r.rank == rank &&
+        !strcmp(r.node, node)) {
         CkptScanShard *shard = add_shard(s, &r);
         if (shard) snprintf(shard->name, sizeof shard->name, "%s", key);
     }
-    if (commit && r.kind == CKPT_RECORD_COMMIT)
-        for (size_t i = 0; i < s->scan->num_shards; i++)
-            if (!ckpt_id_compare(s->scan->shards[i].record.id, id)) s->scan->shards[i].committed = true;
-    if (commit) {
+    if (commit && r.kind == CKPT_RECORD_COMMIT) {
         CkptScanMark *m = mark_of(s, id);
         if (m) m->uploaded = true;
+        for (size_t i = 0; i < s->scan->num_shards; i++)
+            if (!ckpt_id_compare(s->scan->shards[i].record.id, id)) s->scan->shards[i].committed = true;
     }
     return true;
 }
