@@ -409,8 +409,6 @@ static const struct {
     {"diff", 3, "diff PLACE[@STEP] PLACE[@STEP]", "which tensors differ, and by how much (exit code 1)",
      diff_action},
     {"pin", 2, "pin PLACE[@STEP]", "keep it whatever --keep says", mark_action},
-    {"drain", 2, "drain PLACE --remote s3://bucket/prefix", "copy what is not there yet to a store",
-     drain_action},
     {"unpin", 2, "unpin PLACE[@STEP]", "let it go when its time comes", mark_action},
     {"drain", 2, "drain PLACE --remote s3://bucket/prefix", "copy what was never uploaded to a store",
      drain_action},
