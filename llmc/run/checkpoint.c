@@ -309,7 +309,6 @@ bool checkpoint_restore(Checkpoint *c, bool *found, Error *err) {
     }
     if (!broadcast_states(c, err)) return false;
     c->restored = id;
-    c->parts.optimizer->master_is_set = true;
     *found = true;
     data_parallel_gather(c->parts.parallel);
     return data_parallel_wait(c->parts.parallel, err);

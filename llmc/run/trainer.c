@@ -175,6 +175,7 @@ static bool resume(Trainer *t, bool *found, Error *err) {
     if (!*found) return true;
     t->model.config = config;
     t->optimizer.step = (int)t->progress.adamw_step;
+    t->optimizer.master_is_set = t->optimizer.step > 0;
     if (t->progress.seed != (uint64_t)t->options->seed || t->progress.step_tokens != trainer_step_tokens(t))
         log_warn("%s was trained with seed %llu and %llu tokens a step, and goes on with %lld and %llu",
                  t->options->run, (unsigned long long)t->progress.seed,
