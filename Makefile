@@ -4,6 +4,7 @@
 # help:   make train_gpt2   the trainer, for the CPU (the default)
 # help:   make test_gpt2    the parity test against reference outputs
 # help:   make train_gpt2cu test_gpt2cu   the same for NVIDIA GPUs; make cuda_registers: what ptxas says of each kernel
+# help:   make cuda_tests cuda_benches    tests and benchmarks for a GPU (scripts/gpu_check.sh runs them)
 # help:   make test-cuda-shim   the CUDA kernels, run on the CPU
 # help:   make tests        the unit tests, into build/test; make benches: the benchmarks, into build/bench
 # help:   make test         everything that scripts/test.sh runs
@@ -145,7 +146,7 @@ CUDA_OUT := $(BUILD)/cuda-$(PRECISION)$(ARCH)
 CUDA_DEF := $(if $(filter bf16,$(PRECISION)),-DFLOATX_BF16,$(if $(filter-out fp32,$(PRECISION)),$(error PRECISION=$(PRECISION): bf16 or fp32)))
 CUDA_SRC := $(filter-out llmc/cpu/%,$(LIB_SRC))
 CUDA_OBJ := $(CUDA_SRC:%.c=$(CUDA_OUT)/%.o) $(CUDA_OUT)/train_gpt2.cu.o
-NVFLAGS   = -std=c++17 -O3 --threads 0 $(GENCODE) -Illmc $(CUDA_DEF) -Werror all-warnings -Xptxas -v,-warn-spills,-Werror \
+NVFLAGS   = -std=c++17 -O3 --threads 0 $(GENCODE) -Illmc -Idev/test -Idev/bench $(CUDA_DEF) -Werror all-warnings -Xptxas -v,-warn-spills,-Werror \
             -Xcompiler -Wall,-Wextra,-Wshadow,-g $(if $(filter 0,$(WERROR)),,-Xcompiler -Werror) -compress-mode=size \
             $(CUBLASLT_CFLAGS) $(NVFLAGS_EXTRA)
 CUDA_LIBS = $(CUBLASLT_LIBS) $(NCCL_LIBS) $(CUDART) -lstdc++
@@ -169,6 +170,25 @@ $(CUDA_OUT)/%.cu.o: %.cu Makefile
 	@echo '  NVCC $@'
 	@$(NVCC) $(NVFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< 2>$(@:.o=.log) || { grep -v '^ptxas info\|^    0 bytes' $(@:.o=.log); exit 1; }
 	@grep -v '^ptxas info\|^    0 bytes' $(@:.o=.log) || true
+# Tests and benchmarks for a GPU: those in .cu stand alone, those in C are linked with the engine.
+CUDA_TESTS_fp32 := test_kernels test_decode test_attention test_exact test_cuda_matmul test_cuda_attention
+CUDA_TESTS_bf16 := test_cuda_bf16 test_cuda_matmul test_cuda_attention
+cuda_tests: $(CUDA_TESTS_$(PRECISION):%=$(CUDA_OUT)/test/%)
+cuda_benches: $(CUDA_OUT)/bench/bench_cuda $(CUDA_OUT)/bench/bench_step
+$(CUDA_OUT)/dev/test/%.o: CFLAGS += -DTEST_CUDA
+define CUDA_PROGRAM
+	@mkdir -p $(@D)
+	@echo '  LD   $@'
+	@$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LIBS) $(LDLIBS)
+endef
+$(CUDA_OUT)/test/test_cuda_%: $(CUDA_OUT)/dev/test/test_cuda_%.cu.o $(CUDA_OUT)/dev/test/cuda_test.cu.o $(CUDA_OUT)/llmc/base/rng.o
+	$(CUDA_PROGRAM)
+$(CUDA_OUT)/test/%: $(CUDA_OUT)/dev/test/%.o $(CUDA_OUT)/dev/test/cuda_test.cu.o $(CUDA_OBJ)
+	$(CUDA_PROGRAM)
+$(CUDA_OUT)/bench/bench_cuda: $(CUDA_OUT)/dev/bench/bench_cuda.cu.o $(CUDA_OUT)/llmc/base/error.o
+	$(CUDA_PROGRAM)
+$(CUDA_OUT)/bench/%: $(CUDA_OUT)/dev/bench/%.o $(CUDA_OBJ)
+	$(CUDA_PROGRAM)
 # The committed table is of the default ARCHS and PRECISION.
 cuda_registers cuda_registers_write: $(CUDA_OUT)/train_gpt2.cu.o
 	@dev/cuda_registers.sh $(<:.o=.log) dev/cuda_registers.txt $(if $(findstring write,$@),--write)
@@ -183,6 +203,6 @@ help:
 	@sed -n 's/^# help: //p' Makefile
 clean:
 	rm -rf $(BUILD) train_gpt2 test_gpt2 train_gpt2cu test_gpt2cu
-.PHONY: all train_gpt2 test_gpt2 train_gpt2cu test_gpt2cu cuda_registers cuda_registers_write tests benches test help clean
+.PHONY: all train_gpt2 test_gpt2 train_gpt2cu test_gpt2cu cuda_registers cuda_registers_write cuda_tests cuda_benches tests benches test help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/llmc $(BUILD)/dev $(CUDA_OUT) -name '*.d' 2>/dev/null) $(wildcard $(BUILD)/*.d)

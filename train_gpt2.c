@@ -220,7 +220,7 @@ static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err
              train_loop(&t, &report, exit_code, err);
     if (t.rank == 0) progress_sparkline(&report.progress);
     if (t.parallel.repeats)
-        log_info("exact sums  %lld steps were computed twice: gradients had outgrown their grids",
+        log_info("exact sums  %lld steps were computed twice: the grids had not suited the gradients",
                  (long long)t.parallel.repeats);
     checkpoint_report(&t.checkpoint);
     metrics_close(&report.metrics);

@@ -27,7 +27,7 @@ static inline double bench_median(double *values, int n) {
 
 /* n floats in [-0.5, 0.5) in device memory: any will do, quickly. Ends the program if there is no memory. */
 static inline float *bench_floats(size_t n) {
-    float *x = device_alloc(n * sizeof(float));
+    float *x = (float *)device_alloc(n * sizeof(float));
     if (!x) {
         fprintf(stderr, "error: no memory for %zu floats\n", n);
         exit(1);

@@ -48,7 +48,7 @@ static void usage(FILE *out) {
           "  -o, --op=OP             sum or max\n"
           "  --collective=NAME       all_reduce, reduce_scatter, all_gather or broadcast\n"
           "  -c, --check=0|1         check the results (1)\n"
-          "  --backend=NAME          self, mpi, shm, torus or auto\n"
+          "  --backend=NAME          self, mpi, shm, torus, hosts or auto\n"
           "  --algorithm=NAME        of the torus: auto, whole, split or rings (TOROID_TORUS_ALGORITHM)\n"
           "  --topology=SPEC         ring:8, torus:4x4x4, flat:64, file:PATH\n"
           "  --timeout=SECONDS       of every wait (60)\n"

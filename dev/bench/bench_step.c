@@ -44,11 +44,12 @@ int main(int argc, char **argv) {
     }
     gpt2_init_weights(&m, 1);
     size_t N = (size_t)B * (size_t)T;
-    int32_t *tokens = malloc(2 * N * sizeof *tokens);
+    int32_t *host = malloc(2 * N * sizeof *host), *tokens = device_alloc(2 * N * sizeof *tokens);
     double *ms = malloc((size_t)steps * sizeof *ms), *mfu = malloc((size_t)steps * sizeof *mfu);
-    if (!tokens || !ms || !mfu) return EXIT_FAILED;
+    if (!host || !tokens || !ms || !mfu) return EXIT_FAILED;
     for (size_t i = 0; i < 2 * N; i++)
-        tokens[i] = (int32_t)(rng_uniform(1, RNG_STREAM(RNG_TEST, 0), i) * config.vocab);
+        host[i] = (int32_t)(rng_uniform(1, RNG_STREAM(RNG_TEST, 0), i) * config.vocab);
+    device_write(tokens, host, 2 * N * sizeof *tokens);
     printf("%s; B %d, T %d\n", device_describe(), B, T);
     double flops = gpt2_flops_per_token(&config, (size_t)T) * (double)N;
     for (int s = -1; s < steps; s++) { /* step -1 touches the memory first */
@@ -58,6 +59,7 @@ int main(int argc, char **argv) {
         gpt2_backward(&m, tokens);
         double norm = sqrt(sum_of_squares(m.grads, m.param_count));
         adamw_update(&o, &m, 1e-4, norm > 1 ? 1 / norm : 1);
+        device_read(host, tokens, sizeof *host); /* waits for all that */
         double took = log_seconds() - start, after = device_peak_flops(precision, 0.02);
         if (s < 0) continue;
         ms[s] = 1e3 * took;

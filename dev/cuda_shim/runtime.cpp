@@ -9,6 +9,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <sys/mman.h>
 #include <vector>
 
 struct shim_stream {
@@ -26,10 +27,23 @@ typedef std::lock_guard<std::recursive_mutex> Locked;
 static shim_stream default_stream;
 static std::vector<shim_stream *> streams = {&default_stream};
 static std::map<const char *, size_t> pinned; /* blocks of cudaMallocHost */
+static std::map<void *, size_t> guarded;      /* blocks of cudaMalloc, with SHIM_GUARD */
+static int working;                           /* on the work of a stream: then device memory may be touched */
 
-static bool is_async() {
-    static const char *value = getenv("SHIM_ASYNC");
+static bool is_set(const char *value) {
     return value && *value && *value != '0';
+}
+static bool is_async() {
+    static const bool yes = is_set(getenv("SHIM_ASYNC"));
+    return yes;
+}
+static bool is_guarded() {
+    static const bool yes = is_set(getenv("SHIM_GUARD"));
+    return yes;
+}
+static void guard_all(int access) {
+    for (const auto &block : guarded)
+        if (mprotect(block.first, block.second, access)) shim::die("SHIM_GUARD: mprotect fails");
 }
 
 static shim_stream *stream_of(cudaStream_t stream) {
@@ -41,7 +55,9 @@ static void drain(shim_stream *s, uint64_t upto) {
         std::function<void()> work = std::move(s->work.front());
         s->work.pop_front();
         s->done++;
+        if (working++ == 0) guard_all(PROT_READ | PROT_WRITE);
         work();
+        if (--working == 0) guard_all(PROT_NONE);
     }
 }
 
@@ -120,6 +136,16 @@ cudaError_t cudaDeviceSynchronize() {
 cudaError_t cudaMalloc(void **p, size_t bytes) {
     const size_t poisoned_max = (size_t)1 << 31;
     *p = nullptr;
+    if (is_guarded()) {
+        Locked locked(lock);
+        size_t pages = (bytes + 4096) / 4096 * 4096;
+        *p = mmap(nullptr, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (*p == MAP_FAILED) return cudaErrorMemoryAllocation;
+        if (bytes < poisoned_max) memset(*p, 0xff, bytes);
+        mprotect(*p, pages, PROT_NONE);
+        guarded[*p] = pages;
+        return cudaSuccess;
+    }
     if (bytes > (size_t)1 << 40 || posix_memalign(p, 256, bytes ? bytes : 1))
         return cudaErrorMemoryAllocation;
     if (bytes < poisoned_max) memset(*p, 0xff, bytes);
@@ -130,13 +156,21 @@ cudaError_t cudaMallocManaged(void **p, size_t bytes, unsigned) {
 }
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
     Locked locked(lock);
-    cudaError_t error = cudaMalloc(p, bytes);
-    if (error == cudaSuccess) pinned[static_cast<char *>(*p)] = bytes;
-    return error;
+    if (posix_memalign(p, 256, bytes ? bytes : 1)) return cudaErrorMemoryAllocation;
+    memset(*p, 0xff, bytes);
+    pinned[static_cast<char *>(*p)] = bytes;
+    return cudaSuccess;
 }
 cudaError_t cudaFree(void *p) {
     cudaDeviceSynchronize();
-    free(p);
+    Locked locked(lock);
+    auto block = guarded.find(p);
+    if (block == guarded.end()) {
+        free(p);
+        return cudaSuccess;
+    }
+    munmap(p, block->second);
+    guarded.erase(block);
     return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void *p) {

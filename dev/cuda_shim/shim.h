@@ -14,6 +14,7 @@
  *
  * Environment: SHIM_ORDER=forward|reverse|random[:SEED]  which thread (and block) goes first
  *              SHIM_ASYNC=1   work in a stream is done as late as possible, when somebody waits for it
+ *              SHIM_GUARD=1   memory of cudaMalloc is out of the host's reach: who touches it dies of SIGSEGV
  *              SHIM_SMS=N     multiprocessors that cudaGetDeviceProperties tells of (4)
  *              SHIM_STATS=1   counts at exit */
 #ifndef SHIM_H

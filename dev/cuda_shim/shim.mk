@@ -47,7 +47,7 @@ $(foreach profile,shim-fp32 shim-bf16,$(eval $(call SHIM_RULES,$(profile))))
 
 SHIM_PROGRAMS := $(addprefix $(BUILD)/shim-fp32/,test_kernels test_decode test_attention test_exact test_cuda_shim \
     test_cuda_matmul test_cuda_attention train_gpt2 test_gpt2) \
-    $(addprefix $(BUILD)/shim-bf16/,test_cuda_bf16 test_cuda_matmul test_cuda_attention)
+    $(BUILD)/train_gpt2 $(addprefix $(BUILD)/shim-bf16/,train_gpt2 test_cuda_bf16 test_cuda_matmul test_cuda_attention)
 
 build-cuda-shim: $(SHIM_PROGRAMS)
 test-cuda-shim: build-cuda-shim

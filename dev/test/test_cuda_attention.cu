@@ -108,7 +108,8 @@ static void check_shape(const Shape &s) {
 }
 
 int main(int argc, char **argv) {
-    const Shape quick[] = {{1, 330, 1, 64, 0, 1}, {1, 200, 1, 128, 0, 1}};
+    const Shape quick[] = {
+        {1, 200, 1, 64, 100, 6}, {1, 257, 1, 64, 128, 1}, {1, 130, 1, 128, 0, 1}, {1, 40, 1, 8, 0, 1}};
     const Shape shapes[] = {
         /* tensor cores: one row, less than a tile, exact tiles, odd, windows of all kinds, scores far apart */
         {1, 1, 1, 64, 0, 1},

@@ -7,11 +7,13 @@
 #include "test.h"
 #include <vector>
 
-void *gpu_scratch(int slot, size_t bytes) {
+void *gpu_scratch(int slot, size_t bytes) { /* of exact size, so that a sanitizer sees a step outside it */
     static void *memory[NUM_SCRATCH];
+    static size_t size[NUM_SCRATCH];
+    if (bytes == size[slot]) return memory[slot];
     cuda_test_sync();
     cuda_test_free(memory[slot]);
-    memory[slot] = cuda_test_alloc(bytes);
+    memory[slot] = cuda_test_alloc(bytes), size[slot] = bytes;
     test_poison(memory[slot], bytes);
     return memory[slot];
 }

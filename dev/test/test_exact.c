@@ -188,7 +188,7 @@ static void test_flags(const char *isa) {
             exact_add(sums, g, most, levels, N, 27, false);
             TEST_CHECK(exact_judge(most, levels, BLOCKS) == want, "%s: %g is forgotten", isa, (double)bad[k]);
             if (want == EXACT_NOT_FINITE) continue;
-            exact_raise(levels, most, BLOCKS);
+            memcpy(levels, most, BLOCKS);
             TEST_CHECK(exact_judge(most, levels, BLOCKS) == EXACT_FITS, "%s: raised levels do not hold", isa);
         }
 }
@@ -292,10 +292,21 @@ static void test_predict(void) {
             most[i] = (uint8_t)(i == 0 ? 0
                                        : 100 + 60 * rng_uniform(3, RNG_STREAM(RNG_TEST, 6),
                                                                 (uint64_t)step * BLOCKS + i));
+        most[1] = 158; /* so that not all of them fall */
         exact_predict(levels, most, BLOCKS);
         TEST_CHECK(exact_judge(most, levels, BLOCKS) == EXACT_FITS, "step %d: what was does not fit again",
                    step);
+        most[2] = 160;
+        TEST_CHECK(exact_judge(most, levels, BLOCKS) == EXACT_FITS, "step %d: a still block has no room",
+                   step);
     }
+    memset(most, 140, sizeof most);
+    TEST_CHECK(exact_judge(most, levels, BLOCKS) == EXACT_TOO_COARSE, "levels 20 above fit");
+    memset(most, 0, sizeof most);
+    TEST_CHECK(exact_judge(most, levels, BLOCKS) == EXACT_FITS, "zeros do not fit");
+    most[5] = 255, most[6] = 254;
+    TEST_CHECK(exact_judge(most, levels, BLOCKS) == EXACT_NOT_FINITE,
+               "not finite matters less than too large");
     memset(most, 254, sizeof most);
     exact_predict(levels, most, BLOCKS);
     TEST_CHECK(levels[0] == 254 && levels[63] == 254, "the highest level is %d", levels[0]);

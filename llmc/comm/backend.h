@@ -39,9 +39,11 @@ typedef struct CommBackend CommBackend;
 typedef struct {
     int rank, size;
     uint32_t id;              /* 0: all ranks that were launched; the same on all ranks of the group */
+    uint32_t layer;           /* 0, or which of the groups that a backend made of others keeps for this one */
     const int *world;         /* (size) the world rank of every rank */
     Control *control;         /* finding, watching and stopping the other ranks */
     const Topology *topology; /* of the world; never NULL */
+    const int *place;         /* (size) which rank of the topology each one is; NULL: as in the world */
     double timeout_seconds;
     int64_t step;      /* that errors name */
     CommHeader header; /* of the operation that runs; all 0 in open and close */
@@ -70,7 +72,8 @@ struct CommBackend {
     void (*describe)(const CommGroup *group, char *out, size_t size); /* algorithm and wires; may be NULL */
 };
 
-extern const CommBackend comm_backend_self, comm_backend_mpi, comm_backend_shm, comm_backend_torus;
+extern const CommBackend comm_backend_self, comm_backend_mpi, comm_backend_shm, comm_backend_torus,
+    comm_backend_hosts;
 
 /* Has any rank of the world failed or given up? Then the reason is in err (which may be NULL). Cheap: one load. */
 bool comm_group_failed(CommGroup *group, Error *err);

@@ -10,10 +10,7 @@
 #include <sys/mman.h>
 
 static const CommBackend *const backends[] = {
-    &comm_backend_self,
-    &comm_backend_shm,
-    &comm_backend_torus,
-    &comm_backend_mpi,
+    &comm_backend_self, &comm_backend_shm, &comm_backend_torus, &comm_backend_hosts, &comm_backend_mpi,
 };
 enum { BACKENDS = sizeof backends / sizeof *backends };
 
@@ -109,12 +106,14 @@ static bool name_known(const char *name, Error *err) {
     return !strcmp(name, "auto") || error_set(err, "--comm %.40s: not one of %s", name, names);
 }
 
-/* The order in which `auto` asks: within a host, shared memory; on known wires, the torus; where they are not known, MPI,
- * which may have faster ways than TCP. */
+/* The order in which `auto` asks: within a host, shared memory; on known wires, the torus, of hosts if several ranks share
+ * one; where wires are not known, MPI, which may have faster ways than TCP. */
 static const CommBackend *candidate(int i, bool wired) {
-    static const CommBackend *const on_wires[] = {&comm_backend_shm, &comm_backend_torus, &comm_backend_mpi};
-    static const CommBackend *const on_any[] = {&comm_backend_shm, &comm_backend_mpi, &comm_backend_torus};
-    return i >= 3 ? NULL : wired ? on_wires[i] : on_any[i];
+    static const CommBackend *const on_wires[] = {&comm_backend_shm, &comm_backend_hosts, &comm_backend_torus,
+                                                  &comm_backend_mpi};
+    static const CommBackend *const on_any[] = {&comm_backend_shm, &comm_backend_mpi, &comm_backend_hosts,
+                                                &comm_backend_torus};
+    return i >= 4 ? NULL : wired ? on_wires[i] : on_any[i];
 }
 
 static const CommBackend *backend_named(const char *name) {
@@ -157,6 +156,16 @@ static bool open_everywhere(Comm *comm, Error *err) {
            error_set(err, "--comm %s could not be opened: %.600s", comm->group.backend->name, objection.text);
 }
 
+/* A place for each rank, or for each host (comm_hosts.c). */
+static bool open_topology(World *w, const char *spec, Error *err) {
+    int size = control_size(w->control), hosts = control_hosts(w->control);
+    Error ignored;
+    if (topology_open(&w->topology, spec, size, err)) return true;
+    if (hosts < 2 || hosts == size) return false;
+    topology_close(&w->topology);
+    return topology_open(&w->topology, spec, hosts, &ignored);
+}
+
 bool comm_open(Comm **out, const CommConfig *config, Error *err) {
     CommConfig c = *config;
     World *w = NULL;
@@ -173,8 +182,8 @@ bool comm_open(Comm **out, const CommConfig *config, Error *err) {
     if (!control_open(&w->control, c.timeout_seconds, err)) goto out;
     int rank = control_rank(w->control), size = control_size(w->control);
     if (!same_settings(w, &c, c.timeout_seconds, err)) goto out;
-    if (!topology_open(&w->topology, c.topology, size, err)) goto out;
     w->has_topology = true;
+    if (!open_topology(w, c.topology, err)) goto out;
     int *ranks = malloc((size_t)size * sizeof *ranks);
     CHECK(ranks);
     for (int i = 0; i < size; i++) ranks[i] = i;

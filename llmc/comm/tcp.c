@@ -34,7 +34,7 @@ typedef struct {
 /* The first bytes of a connection; the answer is the same with from and to exchanged. */
 typedef struct {
     uint64_t magic, nonce, plan;
-    uint32_t group, epoch, from, to, channel, zero;
+    uint32_t group, epoch, from, to, channel, layer;
 } Hello;
 
 typedef struct {
@@ -47,15 +47,22 @@ typedef struct {
     Hello hello;
 } Pending;
 
+/* Of the process, while it has any group: the first group, of all ranks, gathers the places. A connection that is meant
+ * for another group than the one that accepts it is closed, and tried again. */
+static struct {
+    int groups, listener;
+    Place *place; /* (ranks of the world) */
+    int pendings; /* accepted, and not known yet for whom */
+    Pending pending[PENDING_MAX];
+} station;
+
 struct Tcp {
     CommGroup *group;
-    int listener;
     uint32_t epoch;
     uint64_t nonce, plan;
     Place *place; /* (size) by rank of the group */
-    int connections, pendings;
+    int connections;
     Connection connection[TCP_CONNECTIONS_MAX];
-    Pending pending[PENDING_MAX];
 };
 
 /* One connection that this rank opens. */
@@ -137,43 +144,57 @@ static int listen_anywhere(uint32_t *port) {
     return fd;
 }
 
-bool tcp_open(Tcp **out, CommGroup *group, Error *err) {
-    int world = control_size(group->control);
-    Tcp *tcp = calloc(1, sizeof *tcp);
-    Place mine = {0}, *all = calloc((size_t)world, sizeof *all);
+static void station_close(void) {
+    if (--station.groups > 0) return;
+    for (int i = 0; i < station.pendings; i++) close(station.pending[i].fd);
+    station.pendings = 0;
+    close(station.listener);
+    free(station.place);
+}
+
+static bool station_open(const CommGroup *group, Error *err) {
+    Place mine = {0};
+    Error ignored;
+    if (station.groups++ > 0) return true;
+    station.place = calloc((size_t)control_size(group->control), sizeof *station.place);
+    station.listener = listen_anywhere(&mine.port);
     bool done = false;
-    if (!tcp || !all || !(tcp->place = calloc((size_t)group->size, sizeof *tcp->place))) {
-        error_set(err, "connections of %d ranks: no memory", group->size);
-        goto out;
-    }
-    tcp->group = group;
-    tcp->listener = listen_anywhere(&mine.port);
-    if (tcp->listener < 0) {
+    if (!station.place)
+        error_set(err, "connections of rank %d: no memory", group->rank);
+    else if (station.listener < 0)
         error_set_errno(err, "rank %d cannot listen for its neighbours", group->rank);
-        goto out;
-    }
+    else
+        done = true;
     mine.host = host_identity();
     if (getrandom(&mine.nonce, sizeof mine.nonce, 0) != sizeof mine.nonce)
         mine.nonce = 0x9e3779b97f4a7c15ull * (unsigned)getpid();
     list_addresses(&mine);
-    if (!control_all_gather(group->control, &mine, sizeof mine, all, err)) goto out;
-    for (int r = 0; r < group->size; r++) tcp->place[r] = all[group->world[r]];
-    tcp->nonce = tcp->place[0].nonce;
-    done = true;
-out:
-    free(all);
-    if (!done && tcp) {
-        if (tcp->listener > 0) close(tcp->listener);
-        free(tcp->place);
-        free(tcp);
-        tcp = NULL;
-    }
-    *out = tcp;
+    /* also after a failure, since the others do */
+    if (station.place &&
+        !control_all_gather(group->control, &mine, sizeof mine, station.place, done ? err : &ignored))
+        done = false;
+    if (!done) station_close();
     return done;
 }
 
-static void tcp_drop_pending(Tcp *tcp, int i) {
-    tcp->pending[i] = tcp->pending[--tcp->pendings];
+bool tcp_open(Tcp **out, CommGroup *group, Error *err) {
+    *out = NULL;
+    if (!station_open(group, err)) return false;
+    Tcp *tcp = calloc(1, sizeof *tcp);
+    if (!tcp || !(tcp->place = calloc((size_t)group->size, sizeof *tcp->place))) {
+        free(tcp);
+        station_close();
+        return error_set(err, "connections of %d ranks: no memory", group->size);
+    }
+    tcp->group = group;
+    for (int r = 0; r < group->size; r++) tcp->place[r] = station.place[group->world[r]];
+    tcp->nonce = station.place[0].nonce;
+    *out = tcp;
+    return true;
+}
+
+static void tcp_drop_pending(int i) {
+    station.pending[i] = station.pending[--station.pendings];
 }
 
 void tcp_forget(Tcp *tcp) {
@@ -190,10 +211,9 @@ void tcp_forget(Tcp *tcp) {
 void tcp_close(Tcp *tcp) {
     if (!tcp) return;
     for (int i = 0; i < tcp->connections; i++) close(tcp->connection[i].fd);
-    for (int i = 0; i < tcp->pendings; i++) close(tcp->pending[i].fd);
-    close(tcp->listener);
     free(tcp->place);
     free(tcp);
+    station_close();
 }
 
 int tcp_fd(const Tcp *tcp, int peer, int channel) {
@@ -226,7 +246,8 @@ static Hello tcp_hello(const Tcp *tcp, int peer, int channel) {
                    .epoch = channel == TCP_CHANNEL_ALARM ? 0 : tcp->epoch,
                    .from = (uint32_t)tcp->group->rank,
                    .to = (uint32_t)peer,
-                   .channel = (uint32_t)channel};
+                   .channel = (uint32_t)channel,
+                   .layer = tcp->group->layer};
 }
 
 /* 1: ours; 0: not (yet) ours, and closed; -1: another plan. */
@@ -235,8 +256,8 @@ static int tcp_judge(Tcp *tcp, const Hello *theirs, int fd) {
         theirs->from >= (uint32_t)tcp->group->size || theirs->channel > TCP_CHANNEL_ALARM)
         return 0;
     Hello mine = tcp_hello(tcp, (int)theirs->from, (int)theirs->channel);
-    if (theirs->group != mine.group || theirs->epoch != mine.epoch || theirs->to != mine.from ||
-        tcp_fd(tcp, (int)theirs->from, (int)theirs->channel) >= 0)
+    if (theirs->group != mine.group || theirs->layer != mine.layer || theirs->epoch != mine.epoch ||
+        theirs->to != mine.from || tcp_fd(tcp, (int)theirs->from, (int)theirs->channel) >= 0)
         return 0;
     if (theirs->plan != mine.plan) return -1;
     return send(fd, &mine, sizeof mine, MSG_NOSIGNAL) == (ssize_t)sizeof mine &&
@@ -244,13 +265,13 @@ static int tcp_judge(Tcp *tcp, const Hello *theirs, int fd) {
 }
 
 static bool tcp_accept(Tcp *tcp, Error *err) {
-    while (tcp->pendings < PENDING_MAX) {
-        int fd = accept4(tcp->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    while (station.pendings < PENDING_MAX) {
+        int fd = accept4(station.listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd < 0) break;
-        tcp->pending[tcp->pendings++] = (Pending){.fd = fd};
+        station.pending[station.pendings++] = (Pending){.fd = fd};
     }
-    for (int i = tcp->pendings - 1; i >= 0; i--) {
-        Pending *p = &tcp->pending[i];
+    for (int i = station.pendings - 1; i >= 0; i--) {
+        Pending *p = &station.pending[i];
         ssize_t k = recv(p->fd, (char *)&p->hello + p->got, sizeof p->hello - p->got, 0);
         if (k < 0 && (errno == EAGAIN || errno == EINTR)) continue;
         p->got += k > 0 ? (size_t)k : 0;
@@ -258,7 +279,7 @@ static bool tcp_accept(Tcp *tcp, Error *err) {
         int judged = k <= 0 ? 0 : tcp_judge(tcp, &p->hello, p->fd);
         uint32_t from = p->hello.from;
         if (judged <= 0) close(p->fd);
-        tcp_drop_pending(tcp, i);
+        tcp_drop_pending(i);
         if (judged < 0)
             return error_set(
                 err, "rank %d and rank %u have different plans (is the topology file the same on all hosts?)",
@@ -428,9 +449,9 @@ bool tcp_connect(Tcp *tcp, const Plan *plan, const Topology *topology, const Tcp
                       control_host(tcp->group->control, tcp->group->world[peer]), timeout_seconds);
             goto out;
         }
-        polled[n++] = (struct pollfd){.fd = tcp->listener, .events = POLLIN};
-        for (int i = 0; i < tcp->pendings; i++)
-            polled[n++] = (struct pollfd){.fd = tcp->pending[i].fd, .events = POLLIN};
+        polled[n++] = (struct pollfd){.fd = station.listener, .events = POLLIN};
+        for (int i = 0; i < station.pendings; i++)
+            polled[n++] = (struct pollfd){.fd = station.pending[i].fd, .events = POLLIN};
         for (int i = 0; i < attempts; i++)
             if (attempt[i].state == ATTEMPT_CONNECTING || attempt[i].state == ATTEMPT_ASKED)
                 polled[n++] = (struct pollfd){.fd = attempt[i].fd,

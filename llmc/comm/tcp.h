@@ -26,7 +26,7 @@ typedef struct {
 
 typedef struct Tcp Tcp;
 
-/* All ranks of the world call it together (each for its group): gathers the addresses. */
+/* The first group of a process is opened by all ranks of the world together, and gathers their addresses. */
 bool tcp_open(Tcp **tcp, CommGroup *group, Error *err);
 void tcp_close(Tcp *tcp);
 

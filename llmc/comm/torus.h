@@ -51,6 +51,7 @@ typedef struct {
 typedef struct {
     TorusCall call;
     CommHeader header;
+    uint64_t number; /* 0: none */
     char *data;
     size_t data_bytes;
     size_t *offsets; /* (size + 1) */
@@ -70,6 +71,7 @@ struct Torus {
     ColourPorts colour[PLAN_COLOURS_MAX][TORUS_HALVES];
     char *staging, *exchange, *scratch;
     size_t exchange_bytes, scratch_bytes;
+    uint64_t number;       /* of the operation that runs, from 1: the same on all ranks */
     TorusSaved saved[2];   /* of operation s at s % 2: a rank may be one ahead of another */
     size_t *start, *at;    /* (TORUS_TRACKS_MAX, size + 1) */
     int *parent;           /* (size) */

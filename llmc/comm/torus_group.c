@@ -68,7 +68,8 @@ bool torus_connect(Torus *t, double timeout_seconds, int *unreached, Error *err)
             }
         }
     }
-    if (!tcp_connect(t->tcp, &t->plan, &t->topology, wants, n, timeout_seconds, unreached, err)) return false;
+    if (!tcp_connect(t->tcp, &t->plan, &t->topology, wants, n, timeout_seconds, unreached, err))
+        return false;
     t->alarms = 0;
     for (int r = 0; r < t->group->size; r++)
         if (tcp_fd(t->tcp, r, TCP_CHANNEL_ALARM) >= 0)
@@ -120,8 +121,10 @@ static void torus_close(CommGroup *group) {
 }
 
 static bool torus_usable(const CommGroup *group, Error *err) {
-    (void)group, (void)err;
-    return true;
+    const Topology *t = group->topology;
+    return t->axes == 0 || t->places == control_size(group->control) ||
+           error_set(err, "the topology has %d places for %d ranks (--comm hosts: one for each host)",
+                     t->places, control_size(group->control));
 }
 
 static bool torus_open(CommGroup *group, Error *err) {
@@ -143,9 +146,10 @@ static bool torus_open(CommGroup *group, Error *err) {
                         t->saved[0].offsets && t->saved[1].offsets
                     ? true
                     : error_set(err, "torus: no memory");
-    done = done && plan_topology_among(&t->topology, group->topology, group->world, group->size, err) &&
-           torus_plan(t, err) && tcp_open(&t->tcp, group, err) &&
-           torus_connect(t, group->timeout_seconds, &unreached, err);
+    done = done &&
+           plan_topology_among(&t->topology, group->topology, group->place ? group->place : group->world,
+                               group->size, err) &&
+           torus_plan(t, err) && tcp_open(&t->tcp, group, err) && torus_connect(t, group->timeout_seconds, &unreached, err);
     if (!done) torus_close(group);
     return done;
 }

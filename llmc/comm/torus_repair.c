@@ -22,22 +22,24 @@ typedef enum { REPAIR_STOP = 1, REPAIR_REPORT, REPAIR_DECISION } RepairKind;
 
 typedef struct {
     uint32_t kind, dead;
-    uint64_t sequence; /* not complete: on the reporting rank, or on any */
+    uint64_t sequence; /* Torus.number of what is not complete: on the reporting rank, or on any */
     uint64_t newest;   /* decision: the newest operation that a rank has begun */
     uint32_t pair[DEAD_MAX][2];
 } RepairMessage;
 
 bool torus_save(Torus *t, const TorusCall *call, Error *err) {
+    t->number++;
     if (t->plan.flat) return true; /* there are no other wires */
-    TorusSaved *s = &t->saved[t->group->header.sequence % 2];
+    TorusSaved *s = &t->saved[t->number % 2];
     size_t bytes = call->count * comm_type_bytes(call->type);
-    s->header = (CommHeader){0};
+    s->number = 0;
     if (!torus_reserve(&s->data, &s->data_bytes, bytes, err)) return false;
     if (bytes) memcpy(s->data, call->data, bytes);
     if (call->offsets) memcpy(s->offsets, call->offsets, ((size_t)t->group->size + 1) * sizeof *s->offsets);
     s->call = *call;
     s->call.offsets = call->offsets ? s->offsets : NULL;
     s->header = t->group->header;
+    s->number = t->number;
     return true;
 }
 
@@ -175,7 +177,7 @@ static TorusStatus run_again(Torus *t, const TorusSaved *s, bool current, Error 
 }
 
 bool torus_repair(Torus *t, const TorusCall *call, TorusStatus status, Error *err) {
-    uint64_t sequence = t->group->header.sequence;
+    uint64_t sequence = t->number;
     (void)call;
     while (status == TORUS_BROKEN || status == TORUS_ALARM) {
         RepairMessage mine = {.kind = REPAIR_REPORT, .sequence = sequence}, decision;
@@ -195,7 +197,7 @@ bool torus_repair(Torus *t, const TorusCall *call, TorusStatus status, Error *er
         if (status != TORUS_DONE) continue;
         for (uint64_t s = decision.sequence; s <= sequence; s++) {
             const TorusSaved *saved = &t->saved[s % 2];
-            CHECK(saved->header.sequence == s);
+            CHECK(saved->number == s);
             status = run_again(t, saved, s == sequence, err);
             if (status != TORUS_DONE) break;
         }

@@ -72,7 +72,8 @@ __device__ inline float plain_dot(const float *x, const float *y, int n) {
     for (int i = 0; i < n; i++) sum = fmaf(x[i], y[i], sum);
     return sum;
 }
-/* sum (R,HS) += scores (R,R) times tile (R,HS), or the transposed scores. A row of scores is PLAIN_ROWS_MAX + 1 long. */
+/* A thread adds to the elements that it stores in plain_store, so no barrier is needed between the two.
+ * sum (R,HS) += scores (R,R) times tile (R,HS), or the transposed scores. A row of scores is PLAIN_ROWS_MAX + 1 long. */
 __device__ inline void plain_add_product(float *sum, const float *scores, bool transposed, const float *tile,
                                          const PlainArgs &a) {
     const int LONG = PLAIN_ROWS_MAX + 1, down = transposed ? 1 : LONG, right = transposed ? LONG : 1;
@@ -113,11 +114,11 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2)
             float s = -INFINITY;
             if (lane < R && plain_is_seen(q0 + r, k0 + lane, a))
                 s = a.scale * plain_dot(q + r * at.stride, k + lane * at.stride, a.HS);
-            float top = fmaxf(warp_max(s), max[r]), factor = max[r] == top ? 1 : expf(max[r] - top);
-            float e = s == -INFINITY ? 0 : expf(s - top), total = sum[r] * factor + warp_sum(e);
-            __syncwarp(); /* every lane has read the row's state */
+            float before = max[r], top = fmaxf(warp_max(s), before);
+            float factor = before == top ? 1 : expf(before - top), e = s == -INFINITY ? 0 : expf(s - top);
+            float total = warp_sum(e); /* to which every lane gives, so all have read max[r] */
             if (lane < R) p[r * LONG + lane] = e;
-            if (lane == 0) max[r] = top, sum[r] = total;
+            if (lane == 0) max[r] = top, sum[r] = sum[r] * factor + total;
 #pragma unroll 1
             for (int c = lane; c < a.HS; c += WARP) o[r * at.stride + c] *= factor;
         }
@@ -194,7 +195,6 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2)
         __syncthreads();
         plain_add_product(dq, ds, false, k, a);
     }
-    __syncthreads();
     plain_store(dqkv + at.qkv, at.qkv_stride, q0, dq, a.scale, a);
 }
 
@@ -225,7 +225,6 @@ __global__ void __launch_bounds__(PLAIN_THREADS, 2)
         plain_add_product(dv, p, true, g, a);
         plain_add_product(dk, ds, true, q, a);
     }
-    __syncthreads();
     plain_store(dqkv + at.qkv + at.out_stride, at.qkv_stride, k0, dk, a.scale, a);
     plain_store(dqkv + at.qkv + 2 * at.out_stride, at.qkv_stride, k0, dv, 1, a);
 }

@@ -162,38 +162,60 @@ bool data_parallel_wait(DataParallel *p, Error *err) {
     return !p->failed;
 }
 
-/* Each tensor by itself: the blocks that begin in it. */
-static void predict(DataParallel *p) {
+/* The blocks that begin in a tensor of a layer. */
+static size_t tensor_blocks(const DataParallel *p, int tensor, int layer, size_t *first) {
     const GPT2Config *config = &p->model->config;
-    for (int t = 0; t < NUM_PARAM_TENSORS; t++) {
-        TensorInfo info = gpt2_tensor(config, t);
-        for (int l = 0; l < (info.scope == LAYER ? config->layers : 1); l++) {
-            int bucket = info.scope == LAYER ? l + 1 : 0;
-            size_t at = gpt2_tensor_offset(config, t, l) - bucket_begin(p, bucket);
-            size_t first = blocks_in(at), count = blocks_in(at + info.rows * info.cols) - first;
-            first += block_begin(p, bucket);
-            exact_predict(p->levels + first, p->most + first, count);
-        }
-    }
+    TensorInfo info = gpt2_tensor(config, tensor);
+    int bucket = info.scope == LAYER ? layer + 1 : 0;
+    size_t at = gpt2_tensor_offset(config, tensor, layer) - bucket_begin(p, bucket);
+    *first = blocks_in(at);
+    size_t count = blocks_in(at + info.rows * info.cols) - *first;
+    *first += block_begin(p, bucket);
+    return count;
 }
 
-/* Were the grids large enough? Then the gradients are read from them, and the next step's are predicted. */
+static int layers_of(const DataParallel *p, int tensor) {
+    const GPT2Config *config = &p->model->config;
+    return gpt2_tensor(config, tensor).scope == LAYER ? config->layers : 1;
+}
+
+static ExactVerdict judge(const DataParallel *p) {
+    ExactVerdict worst = EXACT_FITS;
+    for (int t = 0; t < NUM_PARAM_TENSORS; t++)
+        for (int l = 0; l < layers_of(p, t); l++) {
+            size_t first, count = tensor_blocks(p, t, l, &first);
+            ExactVerdict verdict = exact_judge(p->most + first, p->levels + first, count);
+            worst = verdict > worst ? verdict : worst;
+        }
+    return worst;
+}
+
+static void predict(DataParallel *p) {
+    for (int t = 0; t < NUM_PARAM_TENSORS; t++)
+        for (int l = 0; l < layers_of(p, t); l++) {
+            size_t first, count = tensor_blocks(p, t, l, &first);
+            exact_predict(p->levels + first, p->most + first, count);
+        }
+}
+
+/* Were the grids right? Then the gradients are read from them, and the next step's are predicted. */
 static bool read_grids(DataParallel *p) {
-    ExactVerdict verdict = exact_judge(p->most, p->levels, p->blocks);
+    ExactVerdict verdict = judge(p);
     p->fresh = true;
     p->not_finite = verdict == EXACT_NOT_FINITE;
-    if (verdict == EXACT_TOO_LARGE) {
-        exact_raise(p->levels, p->most, p->blocks);
+    if (verdict == EXACT_TOO_LARGE || verdict == EXACT_TOO_COARSE) {
+        memcpy(p->levels, p->most, p->blocks);
         p->repeats++;
         return false;
     }
-    for (int b = 0; verdict == EXACT_FITS && b < p->buckets; b++) {
+    if (p->not_finite) return true;
+    for (int b = 0; b < p->buckets; b++) {
         AdamWRange share = p->shares[b];
-        size_t first = block_begin(p, b), block = first + (share.begin - bucket_begin(p, b)) / EXACT_BLOCK;
+        size_t block = block_begin(p, b) + (share.begin - bucket_begin(p, b)) / EXACT_BLOCK;
         exact_read(p->model->grads + share.begin, p->squares + block, exact_sums(p) + share.begin,
                    p->levels + block, share.end - share.begin, p->bits);
     }
-    if (verdict == EXACT_FITS) predict(p);
+    predict(p);
     return true;
 }
 

@@ -57,7 +57,7 @@ void data_parallel_close(DataParallel *p);
 /* Before the backward of a step's last batch: its gradients are summed over ranks as they are completed. */
 void data_parallel_reduce_next(DataParallel *p);
 /* Waits for the sums; then the gradients of this rank's shares are those of the whole step, unless *again, alike on all
- * ranks, says that the grids of exact were too small: then all micro-batches have to be computed once more. */
+ * ranks, says that the grids of exact were wrong: then all micro-batches have to be computed once more. */
 bool data_parallel_finish(DataParallel *p, bool *again, Error *err);
 /* Adds the sum of squares of the gradients of this rank's shares to *sum. */
 void data_parallel_norm_squared(const DataParallel *p, ExactSum *sum);

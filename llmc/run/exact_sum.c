@@ -14,24 +14,24 @@ int exact_bits(int64_t terms) {
 }
 
 ExactVerdict exact_judge(const uint8_t *most, const uint8_t *levels, size_t blocks) {
-    bool too_large = false, not_finite = false;
+    enum { SPARE_MAX = 12 }; /* after a spike; more than exact_predict gives */
+    int highest = 0, largest = 0;
+    bool too_large = false;
     for (size_t i = 0; i < blocks; i++) {
-        not_finite = not_finite || most[i] == 255;
+        highest = levels[i] > highest ? levels[i] : highest;
+        largest = most[i] > largest ? most[i] : largest;
         too_large = too_large || most[i] > levels[i];
     }
-    return not_finite ? EXACT_NOT_FINITE : too_large ? EXACT_TOO_LARGE : EXACT_FITS;
-}
-
-void exact_raise(uint8_t *levels, const uint8_t *most, size_t blocks) {
-    for (size_t i = 0; i < blocks; i++)
-        if (most[i] > levels[i]) levels[i] = most[i];
+    if (largest == 255) return EXACT_NOT_FINITE;
+    if (too_large) return EXACT_TOO_LARGE;
+    return largest && highest > largest + SPARE_MAX ? EXACT_TOO_COARSE : EXACT_FITS;
 }
 
 /* A block may grow ROOM doublings from one step to the next. It falls a doubling a step at most, to HELD more than it had:
  * what was large is large again. And any block may grow to APART below the largest of its tensor: the row of a rare token
  * is still for long, and then has a gradient like the others'. */
 void exact_predict(uint8_t *levels, const uint8_t *most, size_t blocks) {
-    enum { ROOM = 4, HELD = 10, APART = 2, LEVEL_MAX = 254 };
+    enum { ROOM = 4, HELD = 8, APART = 2, LEVEL_MAX = 254 };
     int largest = 0;
     for (size_t i = 0; i < blocks; i++) {
         int low = most[i] + ROOM, high = most[i] + HELD, level = levels[i] - 1;

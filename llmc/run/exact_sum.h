@@ -3,7 +3,7 @@
  * Gradients: blocks of EXACT_BLOCK elements have a grid each (kernels.h: exact_add), agreed before the gradient of any
  * micro-batch is rounded to it; the rounded ones are integers, whose sums are the same in any order. The grids of a step
  * are predicted from the magnitudes that the micro-batches of the step before had, which all ranks know; where one of
- * them is larger than predicted, the step is computed again with grids that hold what was measured. Everything that
+ * them is larger than predicted, or all are far smaller, the step is computed again with grids of what was measured. Everything that
  * decides this is a maximum over all micro-batches of the step, whoever computed them.
  *
  * Doubles (losses, squares of norms): ExactSum is a fixed-point number as wide as the range of double; it loses
@@ -21,12 +21,11 @@ enum { EXACT_TERMS_MAX = 1 << 15 };
 /* The bits that exact_add has for each of `terms` micro-batches. */
 int exact_bits(int64_t terms);
 
-typedef enum { EXACT_FITS, EXACT_TOO_LARGE, EXACT_NOT_FINITE } ExactVerdict;
-/* most (blocks): what the micro-batches of all ranks had, against the levels they were rounded at. */
+/* In the order of what matters more. TOO_COARSE: much of what the grids resolve would be lost. */
+typedef enum { EXACT_FITS, EXACT_TOO_COARSE, EXACT_TOO_LARGE, EXACT_NOT_FINITE } ExactVerdict;
+/* The blocks of one tensor. most: what the micro-batches of all ranks had, against the levels they were rounded at. */
 ExactVerdict exact_judge(const uint8_t *most, const uint8_t *levels, size_t blocks);
-/* After EXACT_TOO_LARGE: levels that hold most. */
-void exact_raise(uint8_t *levels, const uint8_t *most, size_t blocks);
-/* After EXACT_FITS: the levels of the next step. The blocks are those of one tensor. */
+/* After EXACT_FITS: the levels of the next step, of the blocks of one tensor. */
 void exact_predict(uint8_t *levels, const uint8_t *most, size_t blocks);
 
 /* --- doubles --- */
