@@ -8,6 +8,7 @@
 #include "ckpt/drain_remote.h"
 #include "ckpt/drain_shard.h"
 #include <errno.h>
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -420,6 +421,8 @@ bool drain_wait(Drain *drain, double seconds) {
     if (seconds > 1e8) seconds = 1e8;
     clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += (time_t)seconds;
+    until.tv_nsec += (long)(1e9 * (seconds - floor(seconds)));
+    if (until.tv_nsec >= 1000000000) until.tv_sec++, until.tv_nsec -= 1000000000;
     pthread_mutex_lock(&drain->mutex);
     uint64_t mine = ++drain->wanted;
     pthread_cond_broadcast(&drain->changed);

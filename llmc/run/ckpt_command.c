@@ -376,14 +376,14 @@ static bool drain_action(const Options *o, int *exit_code, Error *err) {
                                 .keep_remote = o->keep_remote};
     Drain *drain;
     if (!drain_open(&drain, &config, err)) return false;
-    DrainStatus s;
+    DrainStatus s = {0};
     uint64_t all = 0;
-    do {
-        drain_wait(drain, 0.2);
+    while (!drain_wait(drain, 0.2) && !s.failing && !s.corrupt) {
         s = drain_status(drain);
         if (s.behind_bytes > all) all = s.behind_bytes;
         if (all) show_progress(1 - (double)s.behind_bytes / (double)all);
-    } while (s.behind_checkpoints > s.corrupt && !s.failing);
+    }
+    s = drain_status(drain);
     if (!drain_close(drain, 0) && s.failing) return error_set(err, "%s", s.error.text);
     if (s.corrupt) *exit_code = EXIT_CORRUPT;
     log_info("%s: %llu checkpoints uploaded, %.1f MB", o->remote, (unsigned long long)s.uploaded_checkpoints,

@@ -1,0 +1,197 @@
+#!/usr/bin/env python3
+"""Checkpoints as their user meets them: `train_gpt2 ckpt ...`, its exit codes, and training with --remote, --keep and too
+little room.
+
+usage: python3 dev/test/test_ckpt_command.py [path of train_gpt2]"""
+import glob
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+PROGRAM = os.path.abspath(sys.argv[1] if len(sys.argv) > 1
+                          else os.path.join(ROOT, os.environ.get("BUILD", "build"), "train_gpt2"))
+BASE = ["--train-data=t_train_*.bin", "--val-data=t_val_*.bin", "--layers=2", "--heads=2", "--channels=48", "--context=32",
+        "--batch-size=2", "--eval-every=4", "--eval-batches=2", "--color=never", "--threads=1"]
+CORRUPT, INCOMPLETE, ABSENT = 3, 4, 5
+checks = failures = 0
+
+
+def check(condition, what):
+    global checks, failures
+    checks += 1
+    if not condition:
+        failures += 1
+        print("failed:", what)
+    return condition
+
+
+def run(*args, **more):
+    p = subprocess.run([PROGRAM, *args], capture_output=True, text=True, errors="replace", timeout=120, **more)
+    return p.returncode, p.stdout, p.stderr
+
+
+def train(run_, steps, *more, code=0):
+    got, out, err = run(*BASE, f"--run={run_}", f"--steps={steps}", *more)
+    check(got == code, f"train {run_} {more}: exit {got}: {err[-400:]}")
+    return out, err
+
+
+def train_to(run_, ends, *more):
+    """A run that is stopped and goes on at each of these steps, which are saved: a save is never left out at the end."""
+    for end in ends:
+        result = train(run_, end, *more)
+    return result
+
+
+def ckpt(*args, code=0, says=()):
+    """What it printed; failures must be one line on stderr."""
+    got, out, err = run("ckpt", *args)
+    check(got == code, f"ckpt {args}: exit {got}, wanted {code}: {out[-200:]} {err[-300:]}")
+    if code not in (0, 1) and code != ABSENT:
+        check(err.count("error: ") == 1, f"ckpt {args}: {err[-300:]}")
+    for part in [says] if isinstance(says, str) else says:
+        check(part in out + err, f"ckpt {args}: {part!r} is not in {(out + err)[-400:]!r}")
+    return out
+
+
+def steps(place):
+    return [int(line.split()[0]) for line in ckpt("ls", place).split("\n")[1:] if " restorable " in line]
+
+
+def segment_of(place, step):
+    for path in glob.glob(f"{place}/checkpoints/seg/*.seg"):
+        with open(path, "rb") as file:
+            if int.from_bytes(file.read(48)[40:], "little") == step:
+                return path
+    return None
+
+
+def flip(path, at):
+    with open(path, "r+b") as file:
+        file.seek(at)
+        byte = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_look():
+    _, err = train_to("a", (2, 4, 6, 8), "--keep=3", "--checkpoint-every=1000")
+    check("1 saved" in err, f"what saving cost: {err[-300:]}")
+    found = steps("a")
+    check(found[0] == 8 and 3 <= len(found) <= 4, f"kept: {found}")  # three, and the best by validation loss
+    check(steps("a/checkpoints") == found, "a staging folder is a place too")
+    ckpt("verify", "a", says="step 8: all records")
+    ckpt("verify", "a", "--deep", says="every byte")
+    ckpt("verify", f"a@{found[1]}", says=f"step {found[1]}:")
+    ckpt("ls", "nowhere", code=ABSENT)
+    ckpt("verify", "nowhere", code=ABSENT)
+    ckpt("verify", "a@7777", code=ABSENT, says="7777")
+    ckpt("help", says="PLACE")
+    for bad in (("look", "a"), ("ls",), ("diff", "a"), ("pin", "a", "b"), ("drain", "a")):
+        ckpt(*bad, code=2)
+
+
+def test_copy():
+    found = steps("a")
+    ckpt("diff", "a", "a", says="the same")
+    ckpt("diff", "a", f"a@{found[1]}", code=1, says=("params/wte", "elements differ"))
+    ckpt("restore", f"a@{found[1]}", "b")
+    check(steps("b") == [found[1]], "restored")
+    ckpt("diff", f"a@{found[1]}", "b", says="the same")
+    ckpt("restore", "a", "b", code=1, says="already")
+    ckpt("export", "a", "a.bin")
+    check(run("convert", "a", "a2.bin")[0] == 0, "convert")
+    with open("a.bin", "rb") as one, open("a2.bin", "rb") as two:
+        check(one.read() == two.read(), "export is not convert")
+    ckpt("export", f"a@{found[1]}", "older.safetensors")
+    check(run("sample", "a", "--tokens=5")[0] == 0, "sample of a run")
+    out, err = train("b", 9)
+    check(f"at step {found[1]}," in err, f"goes on from what was restored: {err[-300:]}")
+
+
+def test_pin():
+    train("p", 2)
+    ckpt("pin", "p@2")
+    train_to("p", (3, 5, 7, 9), "--keep=1", "--eval-every=0")
+    found = steps("p")
+    check(found[0] == 9 and 2 in found and len(found) <= 4, f"pinned: {found}")
+    ckpt("unpin", "p@2")
+    train_to("p", (11, 12, 14), "--keep=1", "--eval-every=0")
+    check(2 not in steps("p"), f"unpinned: {steps('p')}")
+
+
+def test_remote():
+    train_to("r", (2, 4, 6), "--remote=far")
+    check(steps("far") == [6, 4, 2], f"remote: {steps('far')}")
+    ckpt("verify", "far", "--deep", says="step 2: every byte")
+    shutil.rmtree("r/checkpoints")
+    _, err = train("r", 8, "--remote=far")
+    check("at step 6," in err, f"goes on from the remote store: {err[-300:]}")
+    check(steps("far")[0] == 8, f"remote: {steps('far')}")
+    train("whole", 8)
+    train("again", 8)
+    ckpt("diff", "whole", "again", code=1, says="1 tensors differ")  # state/progress holds seconds
+    ckpt("export", "far", "far.bin")
+    ckpt("export", "whole", "whole.bin")
+    with open("far.bin", "rb") as one, open("whole.bin", "rb") as two:
+        check(one.read() == two.read(), "a run that lost its disk is another run")
+    train("q", 2)
+    ckpt("drain", "q", "--remote=far2", says="1 checkpoints uploaded")
+    check(steps("far2") == [2], "drained by hand")
+    flip(segment_of("q", 2), 20000)
+    os.remove("q/checkpoints/manifest/marks.log")
+    ckpt("drain", "q", "--remote=far3", code=CORRUPT, says="corrupt")
+    _, err = train("whole", 9, "--remote=far", code=1)
+    check("another run" in err, f"a store that holds another run: {err[-300:]}")
+
+
+def test_damage():
+    train_to("d", (2, 4), "--eval-every=0")
+    check(steps("d") == [4, 2], f"two: {steps('d')}")
+    flip(segment_of("d", 4), 20000)
+    ckpt("verify", "d")
+    ckpt("verify", "d", "--deep", code=CORRUPT, says="000000000004")
+    _, err = train("d", 5, "--eval-every=0")
+    check("step 4" in err and "at step 2," in err, f"falls back: {err[-500:]}")
+    train_to("e", (2, 4), "--eval-every=0")
+    with open(segment_of("e", 4), "r+b") as file:
+        file.truncate(8192)
+    ckpt("verify", "e@4", code=CORRUPT)
+    check(run("sample", "e", "--tokens=5")[0] == 0, "samples from the one before")
+
+
+def test_no_room():
+    os.mkdir("small")
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", "small"],
+                                           capture_output=True).returncode:
+        print("ckpt_command: without root, too little room is not tried")
+        return
+    try:
+        _, err = train("n", 4, "--staging=small", code=1)
+        check(err.count("error: ") == 1 and "small" in err and "GB" in err or "MB" in err, f"no room: {err[-300:]}")
+        check(not os.path.exists("n/metrics.jsonl"), "no room: it trained all the same")
+    finally:
+        subprocess.run(["umount", "small"], check=True)
+
+
+def main():
+    if not os.path.exists(PROGRAM):
+        print(f"skipped: {PROGRAM} is not built (make)")
+        return 77
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        with open("text.txt", "w", encoding="utf-8") as file:
+            file.write("".join(f"{i} bottles of {chr(97 + i % 26)}eer on the wall, take {i % 7} down.\n" for i in range(2000)))
+        check(run("tokenize", "text.txt", "--output=t", "--quiet")[0] == 0, "tokenize")
+        for test in (test_look, test_copy, test_pin, test_remote, test_damage, test_no_room):
+            test()
+        os.chdir("/")
+    print(f"ckpt_command: {checks} checks, {failures} failed")
+    return 1 if failures or not checks else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
