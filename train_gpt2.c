@@ -27,7 +27,7 @@
 #include <unistd.h>
 
 /* After a failure of another rank, a rank that does not come out of its computation ends without it. */
-static const double FAILURE_GRACE_SECONDS = 0.5;
+static const double FAILURE_GRACE_SECONDS = 0.3;
 
 /* --- one step --- */
 

@@ -472,6 +472,8 @@ static bool bench(Bench *b, Error *err) {
 }
 
 static bool probe(const Bench *b, Topology *topology, const char *path, Error *err) {
+    if (topology->places != b->size)
+        return error_set(err, "--probe: start one rank for each of the %d places", topology->places);
     if (!probe_links(b->comm, topology, PROBE_SECONDS, b->rank == 0 ? stdout : NULL, err)) return false;
     if (b->rank != 0) return true;
     topology_print(topology, stdout);
@@ -508,10 +510,11 @@ int main(int argc, char **argv) {
     if (!comm_open(&b.comm, &o.comm, &err)) goto out;
     b.rank = comm_rank(b.comm);
     b.size = comm_size(b.comm);
-    if (!topology_open(&topology, o.comm.topology, b.size, &err)) goto out;
+    /* comm_open has compared it with the ranks: there is a place for each, or for each host */
+    if (!topology_open(&topology, o.comm.topology, *o.comm.topology ? 0 : b.size, &err)) goto out;
     for (size_t i = 0; i < (size_t)topology.places * (size_t)topology.axes * 2; i++)
         b.has_wires = b.has_wires || topology.links[i].address[0];
-    wires_open(&b.wires, &topology, b.rank);
+    if (topology.places == b.size) wires_open(&b.wires, &topology, b.rank);
     if (b.is_exact && !exact_all_reduce_open(&b.exact, b.comm, o.end / sizeof(float), &err)) goto out;
     if (o.compare && !peer_mpi_open(&b.mpi, !strcmp(o.compare, "all"), o.end, &err)) goto out;
     if (o.compare_own && !peer_own_open(&b.own, b.comm, o.compare_own, &err)) goto out;

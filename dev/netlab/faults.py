@@ -245,11 +245,13 @@ def hurt(r, fault, victim, other, options):
     # cut
     setting.wire(victim, other, "+", "down")
     done = r.steps()
-    if not r.wait_for_steps(done + 5, 4 * setting.timeout + slack):
+    if not r.wait_for_steps(done + 5, 2 * setting.timeout + slack):
         return since, "it did not go on"
+    went_on = time.monotonic() - since
     os.kill(ranks[0], signal.SIGTERM)
     if not r.wait(time.monotonic(), setting.timeout + 5 + slack):
         return since, "it cannot be stopped"
+    r.ended = {i: went_on for i in r.ended}
     return since, None if set(r.codes.values()) == {75} else f"exit codes {r.codes}"
 
 

@@ -79,6 +79,45 @@ static void test_keep(void) {
     lab_close(&lab);
 }
 
+/* More marks than marks.log has room for. */
+static void test_many_marks(void) {
+    Lab lab;
+    lab_open(&lab, 39, 1, CKPT_POLICY_LAZY);
+    for (uint64_t step = 1; step <= 3; step++) save(&lab, step, false);
+    for (int i = 0; i < 200; i++) {
+        mark(&lab, 2, CKPT_MARK_PIN, true);
+        mark(&lab, 3, CKPT_MARK_UPLOADED, true);
+        if (i < 199) mark(&lab, 2, CKPT_MARK_UNPIN, true);
+    }
+    for (uint64_t step = 4; step <= 6; step++) save(&lab, step, false);
+    TEST_STEPS(&lab, "6 5 2");
+    lab_close(&lab);
+}
+
+/* More checkpoints than a manifest has room for. */
+static void test_long_manifest(void) {
+    Lab lab;
+    static float x[16];
+    Error err = {""};
+    lab_open(&lab, 40, 1, CKPT_POLICY_LAZY);
+    TensorView v = {"x", CKPT_FP32, 1, {16}, 0, 16, x, true};
+    for (uint64_t step = 1; step <= 200; step++) {
+        TEST_CHECK(ckpt_begin(lab.ckpt[0], step, &v, 1, &err) && ckpt_wait(lab.ckpt[0], 60), "%s", err.text);
+        ckpt_commit(lab.ckpt[0], step, step == 3);
+        TEST_CHECK(ckpt_wait(lab.ckpt[0], 60), "commit of step %d", (int)step);
+    }
+    CkptReader *reader = NULL;
+    const CkptInfo *list;
+    TEST_CHECK(ckpt_reader_open(&reader, lab.directory, &err), "%s", err.text);
+    if (reader) {
+        size_t count = ckpt_reader_list(reader, &list);
+        TEST_CHECK(count == 3 && list[0].id.step == 200 && list[1].id.step == 199 && list[2].id.step == 3,
+                   "%d checkpoints", (int)count);
+    }
+    ckpt_reader_close(reader);
+    lab_close(&lab);
+}
+
 static void test_uploads(void) {
     Lab lab;
     lab_open(&lab, 32, 2, CKPT_POLICY_LAZY);
@@ -327,6 +366,8 @@ int main(void) {
     log_open(1, true);
     test_folder_open();
     test_keep();
+    test_many_marks();
+    test_long_manifest();
     test_uploads();
     test_reader_holds();
     test_stale_blocks();

@@ -28,6 +28,7 @@ struct Ckpt {
     CkptIo io;
     CkptRing ring;         /* the thread's */
     CkptShardWriter shard; /* the training thread's while !busy, else the thread's */
+    bool commit_failed;    /* the last one: the thread's */
     bool from_snapshot;    /* this shard: like shard */
     char *copies;          /* of `copied` views (copied_bytes) */
     char *snapshot;        /* (payload_bytes), reserved unless LAZY */
@@ -124,9 +125,10 @@ static void do_shard(Ckpt *c) {
 static void do_commit(Ckpt *c, Commit commit) {
     Error err = {""};
     bool ok = ckpt_ring_commit(&c->ring, commit.id, commit.best, &err);
-    if (!ok)
+    if (!ok && !c->commit_failed)
         log_warn("checkpoint of step %llu: %s; it can be restored all the same",
                  (unsigned long long)commit.id.step, err.text);
+    c->commit_failed = !ok;
     pthread_mutex_lock(&c->mutex);
     c->status.newest_committed = ckpt_ring_newest(&c->ring);
     c->status.backlog = c->ring.backlog;

@@ -190,6 +190,21 @@ static bool hold(CkptReader *r, Error *err) {
     return ckpt_scan(&r->scan, r->source, err);
 }
 
+/* The last who holds a lock takes its file away. */
+static void let_go(CkptReader *r, CkptHeld *held) {
+    char name[CKPT_FILE_NAME_BYTES], path[FILE_PATH_BYTES];
+    Error ignored;
+    bool busy;
+    if (!held->file) return;
+    r->io.body->close_file(&r->io, held->file);
+    ckpt_lock_name(name, held->id);
+    if (!file_join(path, r->source->place, name, &ignored)) return;
+    CkptFile *alone = r->io.body->lock(&r->io, path, true, &busy, &ignored);
+    if (!alone) return;
+    r->io.body->remove(&r->io, path, &ignored);
+    r->io.body->close_file(&r->io, alone);
+}
+
 static bool is_held(const CkptReader *r, CkptId id) {
     if (r->source->store || !r->io.body->lock) return true;
     for (size_t i = 0; i < r->num_locks; i++)
@@ -227,8 +242,7 @@ void ckpt_reader_close(CkptReader *r) {
         free(r->loaded[i].tensors);
         free(r->loaded[i].shards);
     }
-    for (size_t i = 0; i < r->num_locks; i++)
-        if (r->locks[i].file) r->io.body->close_file(&r->io, r->locks[i].file);
+    for (size_t i = 0; i < r->num_locks; i++) let_go(r, &r->locks[i]);
     ckpt_io_close(&r->io);
     if (r->source) r->source->close(r->source);
     ckpt_scan_free(&r->scan);

@@ -30,7 +30,7 @@ static void unlock_marks(CkptIo *io, CkptFile *lock) {
     if (lock) io->body->close_file(io, lock);
 }
 
-/* Which marks stay when marks.log is rewritten: pins, and the newest MARKED_MAX checkpoints'. */
+/* Which marks stay when marks.log is rewritten: pins, and the newest MARKED_MAX checkpoints'; one record of each kind. */
 typedef struct {
     CkptLog log;
     CkptScanMark *marks;
@@ -38,15 +38,21 @@ typedef struct {
 } Marks;
 
 static bool mark_is_live(void *ctx, const CkptRecord *r) {
-    const Marks *m = ctx;
+    Marks *m = ctx;
     size_t newer = 0;
-    bool pinned = false;
+    CkptScanMark *mark = NULL;
     for (size_t i = 0; i < m->count; i++) {
         int order = ckpt_id_compare(m->marks[i].id, r->id);
         if (order > 0) newer++;
-        if (order == 0) pinned = m->marks[i].pinned;
+        if (order == 0) mark = &m->marks[i];
     }
-    return r->kind == CKPT_RECORD_PIN ? pinned : r->kind == CKPT_RECORD_UPLOADED && newer < MARKED_MAX;
+    bool *still = !mark                             ? NULL
+                  : r->kind == CKPT_RECORD_PIN      ? &mark->pinned
+                  : r->kind == CKPT_RECORD_UPLOADED ? &mark->uploaded
+                                                    : NULL;
+    if (!still || !*still || (r->kind == CKPT_RECORD_UPLOADED && newer >= MARKED_MAX)) return false;
+    *still = false; /* said once */
+    return true;
 }
 
 static const CkptScanMark *find_mark(const CkptScanMark *marks, size_t count, CkptId id) {
@@ -242,6 +248,30 @@ static bool is_needed(CkptRing *ring, const Writer *w, CkptId committed, const C
     return false;
 }
 
+static void note_table(void *ctx, const char *name) {
+    Names *n = ctx;
+    char path[CKPT_FILE_NAME_BYTES];
+    if (snprintf(path, sizeof path, "table/%s", name) < (int)sizeof path) note_segment(n, path);
+}
+
+/* Merged tables, or beginnings of them, of checkpoints that are no more: a crash may leave them. */
+static bool remove_tables(CkptRing *ring, Error *err) {
+    Names names = {0};
+    snprintf(ring->path, sizeof ring->path, "%s/table", ring->folder);
+    bool ok = ring->io->body->list(ring->io, ring->path, note_table, &names, err);
+    for (size_t i = 0; ok && i < names.num_segments; i++) {
+        CkptId id;
+        const char *end;
+        if (!ckpt_id_parse(names.segments[i] + strlen("table/"), &id, &end)) continue;
+        const CkptScanCheckpoint *c = ckpt_scan_find(&ring->scan, id);
+        if (c && !c->dropped && !strcmp(end, ".tab")) continue;
+        snprintf(ring->path, sizeof ring->path, "%s/%s", ring->folder, names.segments[i]);
+        ok = ring->io->body->remove(ring->io, ring->path, err);
+    }
+    free(names.segments);
+    return ok;
+}
+
 /* Its segments first, so that nothing is left that no manifest tells of. */
 static bool remove_writer(CkptRing *ring, const Writer *w, const Names *names, Error *err) {
     const CkptIoBody *body = ring->io->body;
@@ -292,6 +322,7 @@ bool ckpt_retain_strangers(CkptRing *ring, CkptId committed, Error *err) {
         else
             ok = remove_writer(ring, w, &names, err);
     }
+    ok = ok && remove_tables(ring, err);
     ring->strangers = left || !ok;
     free(names.writers);
     free(names.segments);

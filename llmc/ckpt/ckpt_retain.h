@@ -5,7 +5,7 @@
 
 /* Drops this writer's shards of what may go; before this attempt's first commit nothing. */
 bool ckpt_retain(CkptRing *ring, Error *err);
-/* The files of writers that are no more, if nothing in them is kept; ring->scan is of now. */
+/* What earlier attempts left: the files of writers that are no more, if nothing in them is kept, and tables. */
 bool ckpt_retain_strangers(CkptRing *ring, CkptId committed, Error *err);
 
 /* In ckpt_ring.c. */

@@ -306,9 +306,12 @@ bool ckpt_ring_commit(CkptRing *ring, CkptId id, bool best, Error *err) {
     Error why;
     CkptSegment *s = ckpt_ring_holder(ring, id);
     if (!s) return error_set(err, "%s: checkpoint %s is not here", ring->folder, ckpt_id_text(id).text);
+    if (s->committed && s->best == best) return true;
     if (ring->config->node_first) {
-        if (!ckpt_scan(&ring->scan, ring->source, &why) || !write_table(ring, id, &why))
+        bool ok = ckpt_scan(&ring->scan, ring->source, &why) && write_table(ring, id, &why);
+        if (!ok && !ring->no_table)
             log_warn("no merged index of checkpoint %s: %s", ckpt_id_text(id).text, why.text);
+        ring->no_table = !ok;
     }
     s->commit_due = true;
     s->best = best;

@@ -29,6 +29,7 @@ typedef struct {
     uint64_t segment_bytes;
     CkptSegment segments[CKPT_SEGMENTS_MAX];
     size_t count, last_taken;
+    bool no_table;  /* the last merged table could not be written */
     bool strangers; /* manifests of writers of earlier attempts may be there */
     uint64_t backlog;
     char path[4096]; /* scratch */

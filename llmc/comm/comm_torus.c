@@ -97,8 +97,16 @@ static int torus_unheard(const Torus *t, double seconds) {
             const Port *out = t->track[i].stream[s].out;
             if (out && tcp_unheard(out->fd, seconds)) return out->peer;
         }
+    if (!t->ports) return -1; /* between two ranks */
     for (int i = 0; i < t->ports; i++)
         if (tcp_unheard(t->port[i].fd, seconds)) return t->port[i].peer;
+    /* what an earlier operation has sent may still be on the way */
+    for (int c = 0; c < t->plan.colours; c++)
+        for (int half = 0; half < TORUS_HALVES; half++)
+            for (int i = 0; i < t->colour[c][half].ports; i++) {
+                const Port *port = &t->colour[c][half].port[i];
+                if (tcp_unheard(port->fd, seconds)) return port->peer;
+            }
     return -1;
 }
 

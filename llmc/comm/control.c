@@ -26,7 +26,7 @@
 enum { GATHER_BYTES_MAX = 1 << 20 };
 
 /* Shares of the timeout: silence for longer than this is taken for death, so that what follows still fits. */
-static const double SILENCE_SHARE = 0.7, SEND_SHARE = 0.1, HEARTBEAT_SHARE = 0.04;
+static const double SILENCE_SHARE = 0.7, DOUBT_SHARE = 0.2, SEND_SHARE = 0.1, HEARTBEAT_SHARE = 0.04;
 /* After a failure the thread looks around this often, in seconds. */
 static const double FAILED_INTERVAL = 0.05;
 /* Rank 0 waits this many timeouts for the others' goodbyes. */
@@ -72,6 +72,7 @@ struct Control {
     size_t result_bytes;
     atomic_uint begun;
     atomic_int laggard;
+    atomic_bool doubts;
     void (*end)(void *context);
     void *end_context;
     double grace, failed_at; /* failed_at: 0 until the thread has seen it */
@@ -113,6 +114,10 @@ bool control_failed(const Control *c, Error *err) {
     if (!atomic_load_explicit(&c->failed, memory_order_acquire)) return false;
     if (err) error_set(err, "%s", c->reason);
     return true;
+}
+
+bool control_doubts(const Control *c) {
+    return atomic_load(&c->doubts);
 }
 
 void control_abort(Control *c, const char *reason) {
@@ -363,18 +368,21 @@ static void end_unanswered(Control *c, double now) {
 /* Lock held: heartbeats out, silences noticed. */
 static void look_around(Control *c, double now, double paused) {
     double limit = SILENCE_SHARE * c->timeout;
+    bool doubts = false;
     char what[128];
     for (int i = 0; i < c->link_count; i++) {
         Link *link = &c->links[i];
         if (link->fd < 0 || link->left) continue;
         /* this process itself was stopped for a while: what the others sent meanwhile is still to be read */
         if (paused > limit / 2) link->heard = now;
+        doubts |= now - link->heard > DOUBT_SHARE * c->timeout;
         if (now - link->heard > limit) {
             snprintf(what, sizeof what, "has given no sign of life for %.1f s (stopped, or not reachable)",
                      now - link->heard);
             fail_rank(c, link_rank(c, i), what);
         }
     }
+    atomic_store(&c->doubts, doubts);
     if (!c->place.rank) atomic_store(&c->laggard, find_laggard(c));
     uint32_t number = c->place.rank ? atomic_load(&c->begun) : (uint32_t)atomic_load(&c->laggard);
     if (!c->failed) send_to_all(c, MESSAGE_HEARTBEAT, number, NULL, 0);

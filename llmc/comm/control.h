@@ -45,6 +45,9 @@ bool control_all_gather(Control *control, const void *mine, size_t bytes, void *
 /* The first failure known, of any rank, as one line in err (may be NULL); true if there is one. One load while there is
  * none: may be called in a spin. */
 bool control_failed(const Control *control, Error *err);
+/* Has a rank been silent for longer than it should be, but not yet for so long that it is given up? Then what looks like a
+ * fault may be an echo of that: each rank notices rank 0's silence by itself, some a little later than others. */
+bool control_doubts(const Control *control);
 /* This rank gives up: all ranks fail with this reason. Only the first one counts. On its way when this returns. */
 void control_abort(Control *control, const char *reason);
 

@@ -9,7 +9,8 @@
 
 enum { DOING_BYTES = 128 };
 
-/* How long a fault waits for the control plane to name its cause. A death is known there within a few ms. */
+/* How long a fault waits for the control plane to name its cause. A death is known there within a few ms, a stop when a
+ * silence has lasted. */
 static const double CAUSE_SECONDS = 0.1;
 
 static const char *operation_name(uint32_t operation) {
@@ -66,7 +67,10 @@ bool comm_group_failed(CommGroup *group, Error *err) {
 }
 
 bool comm_group_fault(CommGroup *group, int peer, const char *what, Error *err) {
-    for (double until = log_seconds() + CAUSE_SECONDS; log_seconds() < until;) {
+    double begun = log_seconds();
+    for (double now = begun; now - begun < CAUSE_SECONDS ||
+                             (control_doubts(group->control) && now - begun < group->timeout_seconds);
+         now = log_seconds()) {
         if (comm_group_failed(group, err)) return false;
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }

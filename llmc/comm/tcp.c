@@ -320,7 +320,7 @@ static bool peer_address(const Tcp *tcp, int peer, int channel, int i, struct so
                          socklen_t *length) {
     const Place *me = &tcp->place[tcp->group->rank], *they = &tcp->place[peer];
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)they->port)};
-    bool wide = channel == TCP_CHANNEL_ALARM, local = me->host == they->host;
+    bool wide = channel == TCP_CHANNEL_ALARM || channel == TCP_CHANNEL_DIRECT, local = me->host == they->host;
     if (local ? i > 0 : i >= (int)they->addresses) return false;
     to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     for (uint32_t a = 0; a < they->addresses && !local; a++) {
@@ -346,13 +346,16 @@ static void attempt_begin(Tcp *tcp, Attempt *a, const Plan *plan, const Topology
         here = topology_link(topology, tcp->group->rank, axis, direction);
         there = topology_link(topology, a->want.peer, axis, -direction);
     }
-    bool by_link = there && there->address[0];
+    bool wired = there && there->address[0], direct = a->want.channel == TCP_CHANNEL_DIRECT;
+    bool by_link = wired && (!direct || a->candidate == 0); /* from rank to rank another way will do, too */
+    int number = a->candidate - (wired && direct);
     a->since = log_seconds();
     if (by_link ? !numeric_address(there->address, tcp->place[a->want.peer].port, &to, &to_length)
-                : !peer_address(tcp, a->want.peer, a->want.channel, a->candidate++, &to, &to_length)) {
+                : !peer_address(tcp, a->want.peer, a->want.channel, number, &to, &to_length)) {
         a->candidate = 0;
         return;
     }
+    a->candidate++;
     a->fd = socket(to.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (a->fd < 0) return;
     set_options(a->fd);

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "comm/torus.h"
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -49,6 +50,10 @@ bool torus_save(Torus *t, const TorusCall *call, Error *err) {
 static bool message_move(Torus *t, int alarm, RepairMessage *m, bool sends, Error *err) {
     int fd = t->alarm_fd[alarm], peer = t->group->rank ? 0 : alarm + 1;
     double begun = log_seconds();
+    char what[96] = "no agreement about a dead wire";
+    if (t->broken_peer >= 0)
+        snprintf(what, sizeof what, "no agreement about the dead wire to rank %d (%s)",
+                 t->group->world[t->broken_peer], comm_group_host(t->group, t->broken_peer));
     for (size_t done = 0; done < sizeof *m;) {
         ssize_t k = sends ? send(fd, (char *)m + done, sizeof *m - done, MSG_NOSIGNAL | MSG_DONTWAIT)
                           : recv(fd, (char *)m + done, sizeof *m - done, MSG_DONTWAIT);
@@ -63,7 +68,7 @@ static bool message_move(Torus *t, int alarm, RepairMessage *m, bool sends, Erro
         poll(&ready, 1, 10);
         if (comm_group_failed(t->group, err)) return false;
         if (log_seconds() - begun > MESSAGE_SHARE * t->group->timeout_seconds)
-            return comm_group_fault(t->group, peer, "no agreement about a dead wire", err);
+            return comm_group_fault(t->group, peer, what, err);
     }
     return true;
 }
@@ -181,6 +186,7 @@ bool torus_repair(Torus *t, const TorusCall *call, TorusStatus status, Error *er
     (void)call;
     while (status == TORUS_BROKEN || status == TORUS_ALARM) {
         RepairMessage mine = {.kind = REPAIR_REPORT, .sequence = sequence}, decision;
+        if (status == TORUS_ALARM) t->broken_peer = -1;
         if (status == TORUS_BROKEN) {
             if (t->plan.flat) return comm_group_fault(t->group, t->broken_peer, "the connection broke", err);
             mine.dead = 1;
