@@ -142,7 +142,7 @@ endif
 NEWEST    = $(lastword $(ARCHS))
 GENCODE   = $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(filter-out $(NEWEST),$(ARCHS)),-gencode \
             arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_$(NEWEST),code=[sm_$(NEWEST),compute_$(NEWEST)])
-CUDA_OUT := $(BUILD)/cuda-$(PRECISION)$(ARCH)
+CUDA_OUT := $(BUILD)/cuda-$(PRECISION)$(ARCH:%=-%)
 CUDA_DEF := $(if $(filter bf16,$(PRECISION)),-DFLOATX_BF16,$(if $(filter-out fp32,$(PRECISION)),$(error PRECISION=$(PRECISION): bf16 or fp32)))
 CUDA_SRC := $(filter-out llmc/cpu/%,$(LIB_SRC))
 CUDA_OBJ := $(CUDA_SRC:%.c=$(CUDA_OUT)/%.o) $(CUDA_OUT)/train_gpt2.cu.o
@@ -170,7 +170,7 @@ $(CUDA_OUT)/%.cu.o: %.cu Makefile
 	@echo '  NVCC $@'
 	@$(NVCC) $(NVFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< 2>$(@:.o=.log) || { grep -v '^ptxas info\|^    0 bytes' $(@:.o=.log); exit 1; }
 	@grep -v '^ptxas info\|^    0 bytes' $(@:.o=.log) || true
-# Tests and benchmarks for a GPU: those in .cu stand alone, those in C are linked with the engine.
+# Tests and benchmarks for a GPU; those that define kernels themselves take them from there, not from the archive.
 CUDA_TESTS_fp32 := test_kernels test_decode test_attention test_exact test_cuda_matmul test_cuda_attention
 CUDA_TESTS_bf16 := test_cuda_bf16 test_cuda_matmul test_cuda_attention
 cuda_tests: $(CUDA_TESTS_$(PRECISION):%=$(CUDA_OUT)/test/%)
@@ -181,13 +181,16 @@ define CUDA_PROGRAM
 	@echo '  LD   $@'
 	@$(CC) $(LDFLAGS) -o $@ $^ $(CUDA_LIBS) $(LDLIBS)
 endef
-$(CUDA_OUT)/test/test_cuda_%: $(CUDA_OUT)/dev/test/test_cuda_%.cu.o $(CUDA_OUT)/dev/test/cuda_test.cu.o $(CUDA_OUT)/llmc/base/rng.o
+$(CUDA_OUT)/libtoroid.a: $(CUDA_OBJ)
+	@rm -f $@
+	@$(AR) rcs $@ $^
+$(CUDA_OUT)/test/%: $(CUDA_OUT)/dev/test/%.cu.o $(CUDA_OUT)/dev/test/cuda_test.cu.o $(CUDA_OUT)/libtoroid.a
 	$(CUDA_PROGRAM)
-$(CUDA_OUT)/test/%: $(CUDA_OUT)/dev/test/%.o $(CUDA_OUT)/dev/test/cuda_test.cu.o $(CUDA_OBJ)
+$(CUDA_OUT)/test/%: $(CUDA_OUT)/dev/test/%.o $(CUDA_OUT)/dev/test/cuda_test.cu.o $(CUDA_OUT)/libtoroid.a
 	$(CUDA_PROGRAM)
-$(CUDA_OUT)/bench/bench_cuda: $(CUDA_OUT)/dev/bench/bench_cuda.cu.o $(CUDA_OUT)/llmc/base/error.o
+$(CUDA_OUT)/bench/%: $(CUDA_OUT)/dev/bench/%.cu.o $(CUDA_OUT)/libtoroid.a
 	$(CUDA_PROGRAM)
-$(CUDA_OUT)/bench/%: $(CUDA_OUT)/dev/bench/%.o $(CUDA_OBJ)
+$(CUDA_OUT)/bench/%: $(CUDA_OUT)/dev/bench/%.o $(CUDA_OUT)/libtoroid.a
 	$(CUDA_PROGRAM)
 # The committed table is of the default ARCHS and PRECISION.
 cuda_registers cuda_registers_write: $(CUDA_OUT)/train_gpt2.cu.o
