@@ -4,7 +4,7 @@
 #include "cuda/gelu.cuh"
 #include "cuda/gpu.h"
 #ifdef CUDA_SHIM
-#include "gemm_naive.h" /* of dev/cuda_shim */
+#include <gemm_naive.h> /* of dev/cuda_shim */
 #else
 #include "cuda/gemm_cublaslt.cuh"
 #endif
