@@ -292,7 +292,7 @@ bool ckpt_scan_merge(CkptTable *table, CkptSource *source, const CkptScan *scan,
         }
     }
     ok = ok && read > 0;
-    if (ok && !ckpt_table_merge(table, parts, c->count, &why))
+    if (ok && !ckpt_table_merge(table, parts, read, &why))
         ok = error_set(err, "%s: checkpoint %s: %s", source->place, ckpt_id_text(c->id).text, why.text);
     for (size_t i = 0; i < read; i++) free(parts[i].head);
     free(parts);
