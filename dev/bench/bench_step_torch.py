@@ -1,4 +1,4 @@
-"""bench_step_torch.py: the same training step of GPT-2 124M in PyTorch at its best on a CPU, for bench_step.sh.
+"""bench_step_torch.py: the same training step of GPT-2 124M in PyTorch at its best, on a CPU or a GPU.
 
 SDPA, fused AdamW, clipping; fp32 or autocast to bf16; eager or torch.compile. Padded vocabulary and tied head as ours.
 Prints one line per step and a line of medians.
@@ -40,7 +40,7 @@ class GPT2(nn.Module):
         nn.init.normal_(self.wte.weight, std=0.02)
 
     def forward(self, tokens, targets):
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
         logits = F.linear(self.ln(x), self.wte.weight)
@@ -55,28 +55,33 @@ def main():
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(1)
-    model = GPT2()
+    model = GPT2().to(args.device)
     run = torch.compile(model) if args.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    tokens = torch.randint(0, 50257, (2, args.B, args.T))
+    tokens = torch.randint(0, 50257, (2, args.B, args.T)).to(args.device)
     times = []
     for step in range(-2, args.steps):  # the first steps compile and touch memory
         start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+        with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
             loss = run(tokens[0], tokens[1])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if args.device == "cuda":
+            torch.cuda.synchronize()
         took = 1e3 * (time.perf_counter() - start)
         if step >= 0:
             times.append(took)
             print(f"step {step}  loss {loss.item():.6f}  {took:.1f} ms", flush=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9
+    if args.device == "cuda":
+        memory = 1e-9 * torch.cuda.max_memory_allocated()
     median = statistics.median(times)
     print(f"median {median:.1f} ms  best {min(times):.1f} ms  {1e3 * args.B * args.T / median:.1f} tok/s  "
           f"peak memory {memory:.2f} GB")

@@ -8,7 +8,7 @@ void *cuda_test_alloc(size_t bytes) {
     return malloc(bytes);
 #else
     void *memory = NULL;
-    return cudaMallocManaged(&memory, bytes) == cudaSuccess ? memory : NULL;
+    return cudaMallocHost(&memory, bytes) == cudaSuccess ? memory : NULL; /* pinned: kernels reach it too */
 #endif
 }
 
@@ -16,7 +16,7 @@ void cuda_test_free(void *memory) {
 #ifdef CUDA_SHIM
     free(memory);
 #else
-    cudaFree(memory);
+    cudaFreeHost(memory);
 #endif
 }
 
