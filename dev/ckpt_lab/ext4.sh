@@ -49,6 +49,9 @@ mounted=1
 "$build/ckpt_lab/driver" write "$work/mount/staging" --checkpoints="${CHECKPOINTS:-150}" --acks="$work/fuse/mark" "$@" || exit 1
 umount "$work/mount" && mounted=''
 losetup -d "$loop" && loop=''
-fusermount3 -u "$work/fuse"
+for _ in $(seq 100); do # the loop device lets go a little later
+    fusermount3 -u "$work/fuse" 2>/dev/null && break
+    sleep 0.1
+done
 wait
 "$build/ckpt_lab/images" "$work/base.img" "$work/log" "$build/ckpt_lab/driver" "$memory" --images="$images" --seed="$seed" "$@"

@@ -1,13 +1,15 @@
 /* test_ckpt_crash.c: the checkpoint store on the crash simulator (ckpt_io_sim.h): no crash may lose a checkpoint that was
  * acknowledged, and nothing that differs from what was saved may ever be read.
  *
- *   test_ckpt_crash [--states=N] [--seed=N] [--jobs=N] [--from=N]
+ *   test_ckpt_crash [--states=N] [--seed=N] [--jobs=N] [--from=N] [--seconds=N]
  *
- * A history is a few runs of several writers on one folder, each started on what a crash of the one before left: they
- * save, commit, pin, mark as uploaded, recycle, and meet failing operations. Every operation is logged. At every place in
- * that log, disks that a crash there may leave are made and opened with the reader; some are then gone on with: all
- * writers recover, save and commit once more. What is checked is in `check_disk`. History n depends on the seed and n
- * alone, except for the order in which threads of different writers come to act (half of the histories). */
+ * from: the first history; seconds: no history is begun after that.
+ *
+ * A history is a few runs of several writers on one folder, each started on what a SIGKILL or a crash of the one before
+ * left: they save, commit, pin, mark as uploaded, recycle, and meet failing operations. Every operation is logged. At
+ * every place in that log, disks that a crash there may leave are made and opened with the reader; some are then gone on
+ * with: all writers recover, save and commit once more. What is checked is in `check_disk`. History n depends on the seed
+ * and n alone, but for the order in which threads of different writers come to act (in half of the histories). */
 #define _POSIX_C_SOURCE 200809L
 #include "base/check.h"
 #include "base/log.h"
@@ -513,8 +515,8 @@ static void run_history(uint64_t seed, int per) {
 
 /* --- the program --- */
 
-static void run_states(uint64_t seed, uint64_t from, uint64_t step, uint64_t wanted) {
-    for (history_number = from; states < wanted; history_number += step) {
+static void run_states(uint64_t seed, uint64_t from, uint64_t step, uint64_t wanted, double until) {
+    for (history_number = from; states < wanted && log_seconds() < until; history_number += step) {
         uint64_t mixed = seed * 0x9E3779B97F4A7C15u + history_number;
         run_history(sim_random(&mixed), 4);
     }
@@ -532,6 +534,7 @@ int main(int argc, char **argv) {
     uint64_t wanted = 60000;
 #endif
     uint64_t seed = 1, from = 0, jobs = 1;
+    double seconds = 1e9;
     for (int i = 1; i < argc; i++) {
         char *value = strchr(argv[i], '=');
         uint64_t n = value ? strtoull(value + 1, NULL, 10) : 0;
@@ -543,8 +546,11 @@ int main(int argc, char **argv) {
             jobs = n;
         else if (!strncmp(argv[i], "--from=", 7))
             from = n;
+        else if (!strncmp(argv[i], "--seconds=", 10))
+            seconds = (double)n;
         else
-            return printf("usage: %s [--states=N] [--seed=N] [--jobs=N] [--from=N]\n", argv[0]), EXIT_USAGE;
+            return printf("usage: %s [--states=N] [--seed=N] [--jobs=N] [--from=N] [--seconds=N]\n", argv[0]),
+                   EXIT_USAGE;
     }
     log_open(1, true);
     mallopt(M_MMAP_THRESHOLD, 1 << 30); /* the store's buffers come and go with every state */
@@ -552,13 +558,13 @@ int main(int argc, char **argv) {
     double began = log_seconds();
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (jobs == 1) {
-        run_states(seed, from, 1, wanted);
+        run_states(seed, from, 1, wanted, began + seconds);
         printf("%.0f states/s\n", (double)states / (log_seconds() - began));
         return test_end("ckpt_crash");
     }
     for (uint64_t j = 0; j < jobs; j++)
         if (fork() == 0) {
-            run_states(seed, from + j, jobs, wanted / jobs);
+            run_states(seed, from + j, jobs, wanted / jobs, began + seconds);
             return test_end("ckpt_crash");
         }
     int status, bad = 0;
