@@ -47,6 +47,16 @@ static CkptFile *open_log(CkptLog *log, const char *path, Error *err) {
     return NULL;
 }
 
+/* The file of the next rewriting, empty and with its blocks, so that a disk that is full then is no reason to fail. */
+static void make_spare(CkptLog *log) {
+    char aside[4096 + 8];
+    Error ignored;
+    snprintf(aside, sizeof aside, "%s.new", log->path);
+    CkptFile *file = log->io->body->remove(log->io, aside, &ignored) ? open_log(log, aside, &ignored) : NULL;
+    log->spare = file != NULL;
+    if (file) log->io->body->close_file(log->io, file);
+}
+
 bool ckpt_log_open(CkptLog *log, CkptIo *io, const char *folder, const char *name, Error *err) {
     bool (*live)(void *, const CkptRecord *) = log->live;
     *log = (CkptLog){.io = io, .live = live, .ctx = log->ctx};
@@ -61,8 +71,10 @@ bool ckpt_log_open(CkptLog *log, CkptIo *io, const char *folder, const char *nam
     log->file = open_log(log, log->path, err);
     /* what another process wrote may be in the page cache only: it is acted upon only when it is durable */
     if (log->file && read_records(log, err) && io->body->sync(io, log->file, err) &&
-        io->body->sync_directory(io, folder, err))
+        io->body->sync_directory(io, folder, err)) {
+        make_spare(log);
         return true;
+    }
 fail:
     ckpt_log_close(log);
     return false;
@@ -95,7 +107,8 @@ static bool rewrite(CkptLog *log, Error *err) {
     log->count = kept;
     CHECK_OP(kept, <=, CKPT_LOG_RECORDS / 2);
     snprintf(aside, sizeof aside, "%s.new", log->path);
-    if (!body->remove(log->io, aside, err)) return false;
+    if (!log->spare && !body->remove(log->io, aside, err)) return false;
+    log->spare = false;
     CkptFile *file = open_log(log, aside, err);
     if (!file) return false;
     for (size_t i = 0; ok && i < kept; i++) ok = put(log, file, &log->records[i], i, err);
@@ -110,6 +123,7 @@ static bool rewrite(CkptLog *log, Error *err) {
     log->file = file;
     log->blocks = kept;
     log->doubtful = false;
+    make_spare(log);
     return true;
 }
 

@@ -21,6 +21,7 @@ typedef struct {
     size_t count;
     uint64_t blocks, sequence; /* the next record's place and number */
     bool doubtful;             /* a sync failed */
+    bool spare;                /* the file that it is rewritten to is there, empty */
     void *block;               /* CKPT_LOG_READ_BYTES, aligned */
     /* Is this record still needed? Asked when the log is rewritten. */
     bool (*live)(void *ctx, const CkptRecord *record);

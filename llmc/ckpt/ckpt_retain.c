@@ -292,8 +292,10 @@ static bool remove_writer(CkptRing *ring, const Writer *w, const Names *names, E
     snprintf(ring->path, sizeof ring->path, "%s/seg", ring->folder);
     ok = ok && body->sync_directory(ring->io, ring->path, err);
     ckpt_manifest_name(name, w->node, w->rank);
-    snprintf(ring->path, sizeof ring->path, "%s/%s", ring->folder, name);
-    ok = ok && body->remove(ring->io, ring->path, err);
+    for (int spare = 1; ok && spare >= 0; spare--) {
+        snprintf(ring->path, sizeof ring->path, "%s/%s%s", ring->folder, name, spare ? ".new" : "");
+        ok = body->remove(ring->io, ring->path, err);
+    }
     if (lock) body->close_file(ring->io, lock);
     return ok;
 }
