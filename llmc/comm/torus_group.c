@@ -68,8 +68,7 @@ bool torus_connect(Torus *t, double timeout_seconds, int *unreached, Error *err)
             }
         }
     }
-    if (!tcp_connect(t->tcp, &t->plan, &t->topology, wants, n, timeout_seconds, unreached, err))
-        return false;
+    if (!tcp_connect(t->tcp, &t->plan, &t->topology, wants, n, timeout_seconds, unreached, err)) return false;
     t->alarms = 0;
     for (int r = 0; r < t->group->size; r++)
         if (tcp_fd(t->tcp, r, TCP_CHANNEL_ALARM) >= 0)
@@ -149,7 +148,8 @@ static bool torus_open(CommGroup *group, Error *err) {
     done = done &&
            plan_topology_among(&t->topology, group->topology, group->place ? group->place : group->world,
                                group->size, err) &&
-           torus_plan(t, err) && tcp_open(&t->tcp, group, err) && torus_connect(t, group->timeout_seconds, &unreached, err);
+           torus_plan(t, err) && tcp_open(&t->tcp, group, err) &&
+           torus_connect(t, group->timeout_seconds, &unreached, err);
     if (!done) torus_close(group);
     return done;
 }
