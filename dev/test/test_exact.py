@@ -41,7 +41,8 @@ def start(run, ranks, *more, backend="auto", steps=STEPS, reduce="exact"):
     command = [PROGRAM, *BASE, f"--run={run}", f"--steps={steps}", f"--comm={backend}", f"--reduce={reduce}", *more]
     if backend == "mpi":
         command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(ranks), *command]
-        return [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)]
+        environment = dict(os.environ, ASAN_OPTIONS="detect_leaks=0")  # Open MPI's are not ours
+        return [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)]
     jobs = []
     for rank in range(ranks):
         environment = dict(os.environ, TOROID_RANK=str(rank), TOROID_SIZE=str(ranks), OMP_WAIT_POLICY="passive")
