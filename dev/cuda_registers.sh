@@ -2,7 +2,8 @@
 # cuda_registers.sh LOG BUDGET [--write]: what ptxas -v said in LOG as a table: kernel, registers and bytes of static
 # shared memory for each architecture. Compares with the committed table BUDGET, so that a change that costs occupancy is
 # seen without a GPU; --write replaces it. Exits 1 if a kernel spills, is in only one of the two, or uses more registers
-# or shared memory than BUDGET says; architectures that BUDGET lacks are printed and not judged.
+# (in the units of 8 that a GPU hands out) or shared memory than BUDGET says; architectures that BUDGET lacks are printed
+# and not judged.
 set -euo pipefail
 log=$1 budget=$2
 
@@ -36,7 +37,7 @@ awk '
     FNR == NR { if ($0 !~ /^#/) { budget[$1 " " $2] = $3; shared[$1 " " $2] = $4; judged[$2] = 1 } next }
     { key = $1 " " $2; seen[key] = 1; here[$2] = 1; note = "" }
     judged[$2] && !(key in budget) { note = "  not in the table"; bad = 1 }
-    key in budget && $3 > budget[key] { note = "  more than " budget[key] " registers"; bad = 1 }
+    key in budget && int(($3 + 7) / 8) > int((budget[key] + 7) / 8) { note = "  more than " budget[key] " registers"; bad = 1 }
     key in budget && $4 > shared[key] { note = note "  more than " shared[key] " bytes"; bad = 1 }
     { print $0 note }
     END {

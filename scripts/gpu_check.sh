@@ -28,15 +28,16 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 # part NAME SECONDS COMMAND...: a test; its output goes to OUT/NAME.log.
 part() {
-    local name=$1 seconds=$2 start=$SECONDS
+    local name=$1 seconds=$2 start=$SECONDS code
     shift 2
     [ "$seconds" -le "$(left)" ] || seconds=$(left)
-    if [ "$seconds" -lt 5 ]; then
-        say "skip  $name: no time left"
-    elif timeout -k 5 "$seconds" "$@" >"$OUT/$name.log" 2>&1 </dev/null; then
+    [ "$seconds" -ge 5 ] || { say "skip  $name: no time left" && return; }
+    timeout -k 5 "$seconds" "$@" >"$OUT/$name.log" 2>&1 </dev/null
+    code=$?
+    if [ $code = 0 ]; then
         passed=$((passed + 1)) && say "ok    $name ($((SECONDS - start)) s)"
     else
-        failed=$((failed + 1)) && say "FAIL  $name (exit $?, $((SECONDS - start)) s): $(tail -n 1 "$OUT/$name.log")"
+        failed=$((failed + 1)) && say "FAIL  $name (exit $code, $((SECONDS - start)) s): $(tail -n 1 "$OUT/$name.log")"
     fi
 }
 

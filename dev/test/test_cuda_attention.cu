@@ -23,6 +23,10 @@ struct Shape {
 
 template <class T> static T *poisoned(size_t n) {
     T *x = static_cast<T *>(cuda_test_alloc(n * sizeof(T)));
+    if (!x) {
+        puts("cuda attention: no memory that a GPU reaches (is there a GPU?)");
+        exit(1);
+    }
     test_poison(x, n * sizeof(T));
     return x;
 }

@@ -20,6 +20,15 @@ void *gpu_scratch(int slot, size_t bytes) { /* of exact size, so that a sanitize
 
 typedef std::vector<double> Doubles;
 
+static floatX *device_values(size_t n) {
+    floatX *x = static_cast<floatX *>(cuda_test_alloc(n * sizeof *x));
+    if (!x) {
+        puts("cuda matmul: no memory that a GPU reaches (is there a GPU?)");
+        exit(1);
+    }
+    return x;
+}
+
 /* A matrix on the device and its values as doubles; freed with it. */
 struct Matrix {
     floatX *x;
@@ -28,18 +37,18 @@ struct Matrix {
     Matrix(size_t count, float scale, uint64_t seed) : wide(count), n(count) {
         std::vector<float> values(count);
         test_fill(values.data(), count, scale, seed);
-        x = static_cast<floatX *>(cuda_test_alloc(count * sizeof *x));
+        x = device_values(count);
         for (size_t i = 0; i < count; i++) {
             x[i] = from_float<floatX>(values[i]);
             wide[i] = (double)to_float(x[i]);
         }
     }
     explicit Matrix(size_t count) : n(count) {
-        x = static_cast<floatX *>(cuda_test_alloc(count * sizeof *x));
+        x = device_values(count);
         test_poison(x, count * sizeof *x);
     }
     Matrix(const Matrix &o) : wide(o.wide), n(o.n) {
-        x = static_cast<floatX *>(cuda_test_alloc(n * sizeof *x));
+        x = device_values(n);
         memcpy(x, o.x, n * sizeof *x);
     }
     Matrix &operator=(const Matrix &) = delete;
