@@ -209,9 +209,14 @@ static void measure_copy(Ckpt *c) {
     half &= ~(size_t)4095;
     if (!c->snapshot || !half) return;
     memset(c->snapshot, 0, 2 * half);
-    double from = log_seconds();
-    memcpy(c->snapshot, c->snapshot + half, half);
-    c->copy_seconds = (log_seconds() - from) * ((double)c->config.payload_bytes / (double)half);
+    double best = 0;
+    for (int i = 0; i < 3; i++) {
+        double from = log_seconds();
+        memcpy(c->snapshot, c->snapshot + half, half);
+        double took = log_seconds() - from;
+        if (i == 0 || took < best) best = took;
+    }
+    c->copy_seconds = best * ((double)c->config.payload_bytes / (double)half);
     madvise(c->snapshot, 2 * half, MADV_DONTNEED);
 }
 
