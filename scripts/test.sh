@@ -80,10 +80,12 @@ build_neon() {
 }
 build_tsan() { build build/tsan SANITIZE=thread OPT=-O1 build/tsan/test/test_comm; }
 build_sanitized() { build build/asan SANITIZE=address,undefined OPT='-O1' build/asan/train_gpt2 build/asan/test_gpt2 tests; }
+build_cuda_shim() { build build/asan SANITIZE=address,undefined OPT='-O1' build-cuda-shim; }
 
 run build-gcc build build build/train_gpt2 build/test_gpt2 tests benches
 run build-clang needs clang build_clang
 run build-sanitized build_sanitized
+run build-cuda-shim build_cuda_shim
 run build-tsan build_tsan
 run build-openblas build_openblas
 run build-neon needs "aarch64-linux-gnu-gcc qemu-aarch64" build_neon
@@ -112,6 +114,9 @@ for b in shm torus mpi; do run "test_comm-$b-threads" threads $b; done
 qemu() { qemu-aarch64 -L /usr/aarch64-linux-gnu "$@"; }
 for t in matmul kernels attention decode; do run "test_$t-neon" needs qemu-aarch64 qemu "build/neon/test/test_$t"; done
 run test_matmul-openblas build/openblas/test/test_matmul
+
+# --- the CUDA kernels, run on the CPU ---
+run cuda-shim dev/cuda_shim/test.sh build/asan
 
 # --- parity and the whole program ---
 run parity build/test_gpt2

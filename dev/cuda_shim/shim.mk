@@ -1,36 +1,32 @@
 # shim.mk: the CUDA kernels on the CPU, for tests (see shim.h); read by the Makefile. train_gpt2.cu is compiled by a C++
 # compiler with this folder in place of CUDA's headers, once for each type that parameters may be stored in.
-CXX_SHIM := $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),$(subst gcc,g++,$(CC)))
-SHIM_ENGINE := $(filter llmc/base/% llmc/model/%,$(CUDA_SRC)) train_gpt2.cu dev/test/cuda_test.cu $(wildcard dev/cuda_shim/*.cpp)
-SHIM_REST   := $(filter-out $(SHIM_ENGINE),$(CUDA_SRC))
-# -O2 also where -O3 is asked for: the kernels run a thousand times slower than on a GPU in any case
+CXX_SHIM    := $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),$(subst gcc,g++,$(CC)))
+SHIM_ENGINE := train_gpt2.cu dev/test/cuda_test.cu $(wildcard dev/cuda_shim/*.cpp)
+# -O2 also where -O3 is asked for: emulation is a thousand times slower than a GPU in any case
 CXXFLAGS_SHIM = -std=c++17 $(OPT:-O3=-O2) -g -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas \
             $(if $(filter 0,$(WERROR)),,-Werror) -Illmc -Idev/test -Idev/cuda_shim $(CFLAGS_EXTRA) \
             $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 DEF_shim-fp32 :=
 DEF_shim-bf16 := -DFLOATX_BF16
+# Where the C files' objects lie: those for fp32 are the CPU program's own.
+OUT_shim-fp32 := $(BUILD)
+OUT_shim-bf16 := $(BUILD)/shim-bf16
 
-# SHIM_RULES PROFILE: objects, libraries and programs in BUILD/PROFILE. Tests of kernels need no more than the engine.
+# SHIM_RULES PROFILE: objects, library and programs in BUILD/PROFILE.
 define SHIM_RULES
-$(BUILD)/$(1)/libengine.a: $(SHIM_ENGINE:%=$(BUILD)/$(1)/%.o)
+$(BUILD)/$(1)/libtoroid.a: $(SHIM_ENGINE:%=$(BUILD)/$(1)/%.o) $(CUDA_SRC:%.c=$(OUT_$(1))/%.o)
 	@rm -f $$@
 	@$(AR) rcs $$@ $$^
-$(BUILD)/$(1)/librest.a: $(SHIM_REST:%=$(BUILD)/$(1)/%.o)
-	@rm -f $$@
-	@$(AR) rcs $$@ $$^
-$(BUILD)/$(1)/train_gpt2 $(BUILD)/$(1)/test_gpt2: $(BUILD)/$(1)/%: $(BUILD)/$(1)/%.c.o $(BUILD)/$(1)/librest.a $(BUILD)/$(1)/libengine.a
+$(BUILD)/$(1)/train_gpt2 $(BUILD)/$(1)/test_gpt2: $(BUILD)/$(1)/%: $(OUT_$(1))/%.o $(BUILD)/$(1)/libtoroid.a
 	@echo '  LD   $$@'
 	@$(CC) $(LDFLAGS) -o $$@ $$^ $(LDLIBS) -lstdc++
-$(BUILD)/$(1)/test_exact: $(BUILD)/$(1)/dev/test/test_exact.c.o $(BUILD)/$(1)/librest.a $(BUILD)/$(1)/libengine.a
+$(BUILD)/$(1)/test_cuda_%: $(BUILD)/$(1)/dev/test/test_cuda_%.cu.o $(BUILD)/$(1)/libtoroid.a
 	@echo '  LD   $$@'
 	@$(CC) $(LDFLAGS) -o $$@ $$^ $(LDLIBS) -lstdc++
-$(BUILD)/$(1)/test_cuda_%: $(BUILD)/$(1)/dev/test/test_cuda_%.cu.o $(BUILD)/$(1)/libengine.a
+$(BUILD)/$(1)/test_%: $(BUILD)/$(1)/dev/test/test_%.o $(BUILD)/$(1)/libtoroid.a
 	@echo '  LD   $$@'
 	@$(CC) $(LDFLAGS) -o $$@ $$^ $(LDLIBS) -lstdc++
-$(BUILD)/$(1)/test_%: $(BUILD)/$(1)/dev/test/test_%.c.o $(BUILD)/$(1)/libengine.a
-	@echo '  LD   $$@'
-	@$(CC) $(LDFLAGS) -o $$@ $$^ $(LDLIBS) -lstdc++
-$(BUILD)/$(1)/%.c.o: %.c dev/cuda_shim/shim.mk
+$(BUILD)/$(1)/%.o: %.c dev/cuda_shim/shim.mk
 	@mkdir -p $$(@D)
 	@echo '  CC   $$@'
 	@$(CC) $(CFLAGS) $(MPI_CFLAGS) $(URING_CFLAGS) $(CURL_CFLAGS) $(DEF_$(1)) -DTEST_CUDA -MMD -MP -c -o $$@ $$<
@@ -45,9 +41,10 @@ $(BUILD)/$(1)/%.cpp.o: %.cpp dev/cuda_shim/shim.mk
 endef
 $(foreach profile,shim-fp32 shim-bf16,$(eval $(call SHIM_RULES,$(profile))))
 
-SHIM_PROGRAMS := $(addprefix $(BUILD)/shim-fp32/,test_kernels test_decode test_attention test_exact test_cuda_shim \
-    test_cuda_matmul test_cuda_attention train_gpt2 test_gpt2) \
-    $(BUILD)/train_gpt2 $(addprefix $(BUILD)/shim-bf16/,train_gpt2 test_cuda_bf16 test_cuda_matmul test_cuda_attention)
+SHIM_PROGRAMS := $(BUILD)/train_gpt2 \
+    $(addprefix $(BUILD)/shim-fp32/,train_gpt2 test_gpt2 test_kernels test_decode test_attention test_exact \
+        test_cuda_shim test_cuda_matmul test_cuda_attention) \
+    $(addprefix $(BUILD)/shim-bf16/,train_gpt2 test_cuda_bf16 test_cuda_matmul test_cuda_attention)
 
 build-cuda-shim: $(SHIM_PROGRAMS)
 test-cuda-shim: build-cuda-shim

@@ -9,6 +9,7 @@ extern "C" {
 #include "naive.h"
 #include "test.h"
 }
+#include <algorithm>
 #include <vector>
 
 static const double NEAR = 3e-3; /* a value is stored to within 2^-9 of itself */
@@ -171,9 +172,9 @@ static void check_adamw(size_t n, size_t shift, AdamWArgs args) {
         cuda_test_order(order);
         Values got(p0), grad(g0);
         Floats master(n + shift), gm(n + shift), gv(n + shift);
-        memcpy(master.x, master0.data(), master.n * sizeof(float));
-        memcpy(gm.x, m0.data(), gm.n * sizeof(float));
-        memcpy(gv.x, v0.data(), gv.n * sizeof(float));
+        std::copy(master0.begin(), master0.end(), master.x);
+        std::copy(m0.begin(), m0.end(), gm.x);
+        std::copy(v0.begin(), v0.end(), gv.x);
         adamw_kernel(got.x + shift, master.x + shift, grad.x + shift, gm.x + shift, gv.x + shift, n, &args);
         near("adamw master", master.x, p.data(), master.n, 2e-7);
         near("adamw m", gm.x, m.data(), gm.n, 5e-7);
