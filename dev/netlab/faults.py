@@ -35,7 +35,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 NETLAB = os.path.join(ROOT, "dev/netlab/netlab.sh")
 SAVE_EVERY = 20
 SIZES = ["--layers=2", "--heads=2", "--channels=48", "--context=32", "--learning-rate=3e-3", "--color=never", "--quiet",
-         "--threads=1", "--batch-size=2", f"--save-every={SAVE_EVERY}", "--steps=1000000"]
+         "--threads=1", "--batch-size=2", f"--checkpoint-every={SAVE_EVERY}", "--steps=1000000"]
 KINDS = ("operation", "type", "count", "reduction")
 AXES = "xyzw"
 START_SECONDS = 60

@@ -5,7 +5,7 @@
 #   scripts/launch/mpirun_hosts.sh hosts --preset=gpt2 --train-data='/data/fineweb_train_*.bin' --run=/data/runs/a
 #
 # The host file has a line for each host, such as "node1 slots=1". Ranks are numbered in its order, which is then also
-# the order of places of --topology, x fastest; the trainer prints the map that came out.
+# the order of places of --topology, x fastest; every error names ranks with their hosts.
 #
 #   THREADS=16      threads of each rank (each host's CPUs, divided by its ranks)
 #   NETWORK=eth0    interface or subnet (10.0.0.0/24) for MPI, where hosts have several
