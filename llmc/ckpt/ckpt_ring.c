@@ -1,4 +1,5 @@
 /* ckpt_ring.c: see ckpt_ring.h: recovery, segments, COMMIT. What may go is decided in ckpt_retain.c. */
+#define _POSIX_C_SOURCE 200809L
 #include "ckpt/ckpt_ring.h"
 #include "base/check.h"
 #include "base/file.h"
@@ -8,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+enum { LOCK_TRIES = 40 }; /* 50 ms apart */
 
 static const char *path_of(CkptRing *ring, const char *name) {
     snprintf(ring->path, sizeof ring->path, "%s/%s", ring->folder, name);
@@ -342,8 +345,13 @@ static bool lock_writer(CkptRing *ring, Error *err) {
     bool busy;
     if (!ring->io->body->lock) return true;
     snprintf(name, sizeof name, "lock/writer.%s.%d", ring->node, ring->config->rank);
-    ring->writer_lock = ring->io->body->lock(ring->io, path_of(ring, name), true, &busy, err);
-    if (ring->writer_lock) return true;
+    for (int tries = 0; tries < LOCK_TRIES;
+         tries++) { /* a process that was just killed may not be quite gone */
+        ring->writer_lock = ring->io->body->lock(ring->io, path_of(ring, name), true, &busy, err);
+        if (ring->writer_lock) return true;
+        if (!busy) break;
+        nanosleep(&(struct timespec){0, 50000000}, NULL);
+    }
     return !busy ? false
                  : error_set(err,
                              "%s: another process writes checkpoints there as rank %d (end it, or give every "
