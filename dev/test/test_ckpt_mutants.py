@@ -44,7 +44,6 @@ MUTANTS = {
     "live-segment-taken": ("ckpt_ring.c", "if (ring->segments[at].live || is_read(", "if (is_read("),
     "one-too-few-kept": (
         "ckpt_retain.c", ">= ring->config->keep && ckpt_id_compare", ">= ring->config->keep - 1 && ckpt_id_compare"),
-    "newest-may-go": ("ckpt_retain.c", "|| ckpt_id_compare(id, newest) >= 0) return false;", ") return false;"),
     "pin-ignored": ("ckpt_retain.c", "    if (m && m->pinned) return true;\n", ""),
     "best-ignored": ("ckpt_retain.c", " && ckpt_id_compare(id, best) != 0 &&", " &&"),
     "upload-ignored": (
