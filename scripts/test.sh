@@ -44,7 +44,7 @@ needs() { # needs "COMMAND..." TEST...: skips unless the commands are there
 
 # --- what the tests need ---
 if [ "${INSTALL:-1}" = 1 ]; then
-    have gcc make python3 curl || install_packages gcc make libc6-dev python3 curl
+    have gcc g++ make python3 curl || install_packages gcc g++ make libc6-dev python3 curl
     have clang clang-format shellcheck || install_packages clang clang-format libomp-dev shellcheck
     [ -e /usr/include/liburing.h ] || install_packages liburing-dev
     [ -e /usr/include/fuse3/fuse.h ] || install_packages libfuse3-dev fuse3 pkg-config
