@@ -61,6 +61,33 @@ def run_server(port):
     sys.stdin.read()  # until the parent closes it, or dies
 
 
+class OtherServer:
+    """The server that S3_LAB_ENV names, a file as dev/s3_lab writes it, in place of moto."""
+
+    def __init__(self, path):
+        import boto3
+        from botocore.config import Config
+
+        words = [word.partition("=") for word in open(path).read().split()]
+        env = {name: value for name, _, value in words}
+        self.info = {"url": env["AWS_ENDPOINT_URL"], "aws_access_key_id": env["AWS_ACCESS_KEY_ID"],
+                     "aws_secret_access_key": env["AWS_SECRET_ACCESS_KEY"]}
+        self.port = urllib.parse.urlsplit(self.info["url"]).port
+        s3 = boto3.client("s3", endpoint_url=self.info["url"], region_name="us-east-1",
+                          aws_access_key_id=self.info["aws_access_key_id"],
+                          aws_secret_access_key=self.info["aws_secret_access_key"],
+                          config=Config(s3={"addressing_style": "path"}, signature_version="s3v4"))
+        if not any(b["Name"] == "bucket" for b in s3.list_buckets()["Buckets"]):
+            s3.create_bucket(Bucket="bucket")
+
+    def close(self):
+        pass
+
+
+def open_server():
+    return OtherServer(os.environ["S3_LAB_ENV"]) if os.environ.get("S3_LAB_ENV") else Server()
+
+
 class Server:
     def __init__(self):
         with socket.socket() as s:

@@ -110,7 +110,7 @@ def main():
     except ImportError:
         print("no moto (pip install 'moto[server]')")
         return 77
-    server = s3_server.Server()
+    server = s3_server.open_server()
     try:
         with tempfile.TemporaryDirectory() as folder:
             lab = DrainLab(server, folder)

@@ -48,7 +48,7 @@ static bool find_id(void *ctx, const char *path, const char *text) {
 static bool abort_all(void *ctx, const char *key, const char *id, const char *initiated, Error *err) {
     Upload *u = ctx;
     (void)initiated;
-    if (strcmp(key, u->key)) return true;
+    if (strcmp(key, u->key) || !strcmp(id, u->progress.id)) return true;
     return s3_abort_upload(u->s3, key, id, err);
 }
 
@@ -59,6 +59,7 @@ static bool begin_upload(Upload *u, Error *err) {
     S3Answer answer;
     Error ignored;
     S3Progress *progress = &u->progress;
+    progress->id[0] = 0;
     if (u->source->resume_path) s3_each_upload(u->s3, u->key, abort_all, u, &ignored);
     uint64_t least = (u->source->bytes + S3_PARTS_MAX - 1) / S3_PARTS_MAX, mebibyte = 1 << 20;
     progress->bytes = u->source->bytes;
@@ -67,7 +68,6 @@ static bool begin_upload(Upload *u, Error *err) {
         progress->part_bytes = (size_t)((least + mebibyte - 1) / mebibyte * mebibyte);
     progress->num_parts = (int)((progress->bytes + progress->part_bytes - 1) / progress->part_bytes);
     memset(progress->parts, 0, S3_PARTS_MAX * sizeof *progress->parts);
-    progress->id[0] = 0;
     S3Call call = {.method = "POST",
                    .key = u->key,
                    .query = &query,
@@ -80,6 +80,8 @@ static bool begin_upload(Upload *u, Error *err) {
         return s3_unexpected(u->s3, "begin the upload of", u->key, &answer, err);
     if (!s3_xml_read(u->text, answer.text_bytes, find_id, progress, err)) return false;
     if (!progress->id[0]) return error_set(err, "%s: the upload of '%.120s' got no id", u->s3->where, u->key);
+    /* the answer to an earlier attempt was lost, but perhaps an upload begun */
+    if (answer.attempts > 1) s3_each_upload(u->s3, u->key, abort_all, u, &ignored);
     if (!u->source->resume_path ||
         s3_resume_begin(progress, u->source->resume_path, u->s3->where, u->key, err))
         return true;
