@@ -118,11 +118,13 @@ fi
 rm -f "$OUT"/bench.log "$OUT"/ours.log "$OUT"/torch.log "$OUT"/*.memory
 bench=$bf16/cuda-bf16-$ARCH/bench
 measure bench 60 "$bench/bench_cuda" --runs=20
+for type in bf16 int8; do measure bench 30 "$bench/bench_decode" --type=$type; done
 torch() { have python3 && python3 -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; }
 has_torch=0
 if wanted torch && torch; then has_torch=1; fi
 for ((round = 0; round < ROUNDS; round++)); do
-    with_memory ours measure ours 60 "$bench/bench_step" --B="$B" --T="$T" --steps="$STEPS" --precision=bf16
+    with_memory ours measure ours 60 "$bench/bench_step" --B="$B" --T="$T" --steps="$STEPS" --precision=bf16 \
+        --head-rows=8192
     [ $has_torch = 1 ] && with_memory torch measure torch 120 python3 dev/bench/bench_step_torch.py --device cuda \
         --compile --precision bf16 --B "$B" --T "$T" --steps "$STEPS"
 done
