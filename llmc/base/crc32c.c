@@ -27,7 +27,7 @@ static uint64_t load_u64(const unsigned char *p) {
 }
 
 /* Long lanes, and short ones for what is left. */
-enum { LANES = 2, LANE_LONG = 4096, LANE_SHORT = 256 };
+enum { LANES = 2, LANE_LONG = 4096, LANE_SHORT = 256, LINE = 64 };
 static const size_t lane_bytes[LANES] = {LANE_LONG, LANE_SHORT};
 static uint32_t beyond[LANES][4][256]; /* byte k of a register with this value, after a lane of zeros */
 
@@ -58,6 +58,14 @@ static uint32_t after_lane(uint32_t t[4][256], uint32_t c) {
     return t[0][c & 0xff] ^ t[1][c >> 8 & 0xff] ^ t[2][c >> 16 & 0xff] ^ t[3][c >> 24];
 }
 
+/* The same place in the next three lanes: the processor's own prefetching ends where a page does, as a lane may. */
+static void prefetch_lanes(const unsigned char *p) {
+    uintptr_t next = (uintptr_t)p + 3 * LANE_LONG; /* perhaps behind the data, which does no harm */
+    __builtin_prefetch((const void *)next);
+    __builtin_prefetch((const void *)(next + LANE_LONG));
+    __builtin_prefetch((const void *)(next + 2 * LANE_LONG));
+}
+
 CRC_TARGET static uint32_t crc32c_hardware(uint32_t crc, const void *data, size_t bytes) {
     const unsigned char *p = data;
     uint32_t c = ~crc;
@@ -66,6 +74,7 @@ CRC_TARGET static uint32_t crc32c_hardware(uint32_t crc, const void *data, size_
         for (; bytes >= 3 * n; bytes -= 3 * n, p += 3 * n) {
             uint32_t second = 0, third = 0;
             for (size_t i = 0; i < n; i += 8) {
+                if (n == LANE_LONG && i % LINE == 0) prefetch_lanes(p + i);
                 c = CRC_U64(c, load_u64(p + i));
                 second = CRC_U64(second, load_u64(p + n + i));
                 third = CRC_U64(third, load_u64(p + 2 * n + i));
