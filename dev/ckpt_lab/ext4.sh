@@ -25,7 +25,9 @@ done
 work=$(mktemp -d "${TMPDIR:-/tmp}/ckpt_ext4.XXXXXX") memory=$work
 [ ! -w /dev/shm ] || memory=$(mktemp -d /dev/shm/ckpt_ext4.XXXXXX)
 loop='' mounted=''
+checking=''
 finish() {
+    [ -z "$checking" ] || { kill "$checking" && wait "$checking"; } 2>/dev/null
     [ -z "$mounted" ] || umount "$work/mount" 2>/dev/null
     [ -z "$loop" ] || losetup -d "$loop" 2>/dev/null
     fusermount3 -u "$work/fuse" 2>/dev/null
@@ -33,6 +35,7 @@ finish() {
     rm -rf "$work" "$memory"
 }
 trap finish EXIT
+trap 'exit 1' TERM INT
 mkdir "$work/mount" "$work/fuse"
 truncate -s 32M "$work/base.img"
 mkfs.ext4 -q -b 4096 -J size=4 -E lazy_itable_init=0 -O ^resize_inode "$work/base.img" || exit 1
@@ -54,4 +57,6 @@ for _ in $(seq 100); do # the loop device lets go a little later
     sleep 0.1
 done
 wait
-"$build/ckpt_lab/images" "$work/base.img" "$work/log" "$build/ckpt_lab/driver" "$memory" --images="$images" --seed="$seed" "$@"
+"$build/ckpt_lab/images" "$work/base.img" "$work/log" "$build/ckpt_lab/driver" "$memory" --images="$images" --seed="$seed" "$@" &
+checking=$!
+wait $checking

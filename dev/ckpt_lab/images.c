@@ -6,7 +6,8 @@
  *
  * WORK: a folder, best in memory, for the disk and its mount point. The cut is at a random entry of the log: what was
  * flushed before is there, of the 4 KiB blocks written since any subset. Lost: an acknowledged checkpoint (a mark in the
- * log before the cut) that is neither restorable nor followed by `keep` that are. */
+ * log before the cut) that is neither restorable nor followed by `keep` that are. SIGTERM: ends, and
+ * says what was found so far. */
 #define _GNU_SOURCE
 #include "base/log.h"
 #include "ckpt_io_sim.h" /* sim_random */
@@ -17,13 +18,14 @@
 #include <linux/fs.h>
 #include <linux/loop.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { BLOCK = 4096, GO_ON_EVERY = 20 };
+enum { BLOCK = 4096, GO_ON_EVERY = 20, ROUND = 500 };
 
 typedef struct {
     uint8_t *data;
@@ -36,12 +38,20 @@ typedef struct {
     const LogEntry **entry;
     size_t entries, next, flushed; /* entries before `flushed` are durable, before `next` were written */
     CkptId acknowledged[LAB_SEEN_MAX];
-    int acknowledgements; /* of all so far; the array is a ring */
+    int acknowledgements; /* in this round so far; the array is a ring */
+    int most;
     char disk_path[512], mount_path[512], loop_path[64], shape_options[128];
     const char *driver;
     LabShape shape;
     uint64_t rng;
 } Lab;
+
+static volatile sig_atomic_t stopped;
+
+static void on_stop(int number) {
+    (void)number;
+    stopped = 1;
+}
 
 static void stop(const char *what) {
     fprintf(stderr, "images: %s: %s\n", what, strerror(errno));
@@ -90,6 +100,7 @@ static void acknowledge(Lab *lab, const uint8_t *data, size_t bytes) {
     memcpy(text, data, bytes < sizeof text - 1 ? bytes : sizeof text - 1);
     if (sscanf(text, "ack %u %llu", &attempt, &step) == 2)
         lab->acknowledged[lab->acknowledgements++ % LAB_SEEN_MAX] = (CkptId){attempt, step};
+    if (lab->acknowledgements > lab->most) lab->most = lab->acknowledgements;
 }
 
 /* Goes on to a cut after entry `to`. */
@@ -103,6 +114,12 @@ static void advance(Lab *lab, size_t to) {
             if (write.kind == LOG_WRITE) memcpy(lab->durable + write.offset, data, write.bytes);
         }
     }
+}
+
+static void begin_round(Lab *lab) {
+    memcpy(lab->durable, lab->base.data, lab->base.bytes);
+    lab->next = lab->flushed = 0;
+    lab->acknowledgements = 0;
 }
 
 /* The disk after the cut. */
@@ -223,27 +240,31 @@ int main(int argc, char **argv) {
     lab.disk = mmap(NULL, lab.base.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     lab.durable = malloc(lab.base.bytes);
     CHECK(lab.disk != MAP_FAILED && lab.durable != NULL);
-    memcpy(lab.durable, lab.base.data, lab.base.bytes);
     attach(&lab);
+    signal(SIGTERM, on_stop);
+    signal(SIGINT, on_stop);
     int unmounted = 0, lost = 0, bad = 0, went_on = 0;
     double began = log_seconds();
-    for (size_t i = 0; i < images;
-         i++) { /* cuts in ascending order, evenly spread, at random within their share */
-        size_t low = lab.entries * i / images, high = lab.entries * (i + 1) / images;
-        size_t cut = low + (high > low ? (size_t)(sim_random(&lab.rng) % (high - low)) : 0);
-        bool go_on = sim_random(&lab.rng) % GO_ON_EVERY == 0;
-        advance(&lab, cut);
-        make_disk(&lab);
-        went_on += go_on;
-        check_image(&lab, go_on, &unmounted, &lost, &bad);
+    size_t done = 0;
+    while (done < images &&
+           !stopped) { /* rounds over the whole log, with ascending cuts, each at random in its share */
+        size_t round = images - done < ROUND ? images - done : ROUND;
+        begin_round(&lab);
+        for (size_t i = 0; i < round && !stopped; i++, done++) {
+            size_t low = lab.entries * i / round, high = lab.entries * (i + 1) / round;
+            advance(&lab, low + (high > low ? (size_t)(sim_random(&lab.rng) % (high - low)) : 0));
+            bool go_on = sim_random(&lab.rng) % GO_ON_EVERY == 0;
+            make_disk(&lab);
+            went_on += go_on;
+            check_image(&lab, go_on, &unmounted, &lost, &bad);
+        }
     }
     detach(&lab);
     unlink(lab.disk_path);
     rmdir(lab.mount_path);
-    printf("%zu images from a log of %zu entries with %d acknowledged checkpoints: not mountable %d, lost "
-           "%d, bad %d; gone on "
-           "with %d; %.3f s each\n",
-           images, lab.entries, lab.acknowledgements, unmounted, lost, bad, went_on,
-           (log_seconds() - began) / (double)images);
-    return unmounted || lost || bad || !lab.acknowledgements ? EXIT_FAILED : EXIT_DONE;
+    printf("%zu images of %zu, from a log of %zu entries with %d acknowledged checkpoints: "
+           "not mountable %d, lost %d, bad %d; gone on with %d; %.3f s each\n",
+           done, images, lab.entries, lab.most, unmounted, lost, bad, went_on,
+           (log_seconds() - began) / (double)(done ? done : 1));
+    return unmounted || lost || bad || !lab.most ? EXIT_FAILED : EXIT_DONE;
 }
