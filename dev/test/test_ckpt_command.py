@@ -3,12 +3,15 @@
 little room.
 
 usage: python3 dev/test/test_ckpt_command.py [path of train_gpt2]"""
+import fcntl
 import glob
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAM = os.path.abspath(sys.argv[1] if len(sys.argv) > 1
@@ -163,6 +166,77 @@ def test_damage():
     check(run("sample", "e", "--tokens=5")[0] == 0, "samples from the one before")
 
 
+def held(path, kind, action):
+    """Does it while somebody holds this lock."""
+    with open(path, "w", encoding="utf-8") as file:
+        fcntl.flock(file, kind)
+        return action()
+
+
+def size_of(folder):
+    return sum(os.path.getsize(path) for path in glob.glob(f"{folder}/*/*"))
+
+
+def test_gc():
+    train_to("g", (2, 4, 6, 8), "--keep=4", "--eval-every=0")
+    ckpt("pin", "g@2")
+    before, here = size_of("g/checkpoints"), "g/checkpoints"
+    ckpt("gc", "g", "--keep=1", "--dry-run", says=("step 6 (", "step 4 (", "would go"))
+    check(steps("g") == [8, 6, 4, 2] and size_of(here) == before, f"a dry run changes nothing: {steps('g')}")
+    writer = glob.glob(here + "/lock/writer.*")[0]
+    held(writer, fcntl.LOCK_EX, lambda: ckpt("gc", "g", "--keep=1", code=1, says="a run writes checkpoints there"))
+    check(steps("g") == [8, 6, 4, 2], f"while a run writes there: {steps('g')}")
+    for name in ("gone.7.0.seg", "gone.7.1.seg"):  # of a writer whose manifest is no more
+        shutil.copy(segment_of("g", 4), f"{here}/seg/{name}")
+    lock = f"{here}/lock/000003.000000000006"
+    held(lock, fcntl.LOCK_SH, lambda: ckpt("gc", "g", "--keep=1", says=("2 checkpoints", "1 files stay while")))
+    check(steps("g") == [8, 2] and segment_of("g", 6) and not segment_of("g", 4), f"newest and pinned: {steps('g')}")
+    ckpt("gc", "g", "--keep=1", says="0 checkpoints")
+    check(len(glob.glob(here + "/seg/*")) == 2 and len(glob.glob(here + "/table/*")) == 2, f"files: {os.listdir(here + '/seg')}")
+    ckpt("verify", "g", "--deep", says=("step 8: every byte", "step 2: every byte"))
+    ckpt("unpin", "g@2")
+    _, err = train("g", 9, "--eval-every=0")
+    check("at step 8," in err, f"goes on after gc: {err[-300:]}")
+    train_to("g", (10, 12), "--keep=3", "--eval-every=0")
+    flip(segment_of("g", 12), 4096 * 3)
+    with open(segment_of("g", 12), "r+b") as file:
+        file.truncate(8192)  # corrupt: does not count, and goes
+    ckpt("gc", "g", "--keep=1", says="corrupt")
+    check(steps("g") == [10], f"the newest that is whole: {steps('g')}")
+    ckpt("gc", "g@10", code=2)
+    ckpt("gc", "nowhere", code=ABSENT)
+    train_to("u", (2, 4), "--eval-every=0")
+    ckpt("drain", "u", "--remote=far4")
+    train_to("u", (6, 8), "--eval-every=0", "--keep=9")
+    ckpt("gc", "u", "--keep=1", says="1 checkpoints" if steps("u") == [8, 6, 4] else "2 checkpoints")
+    check(steps("u") == [8, 6], f"what was not uploaded stays: {steps('u')}")
+
+
+def test_gc_store():
+    train_to("s", (2,), "--remote=far5", "--eval-every=2", "--learning-rate=1e-3")
+    train_to("s", (4, 6, 8, 10), "--remote=far5", "--eval-every=2", "--learning-rate=1", "--schedule=constant")  # worse
+    with open("s/metrics.jsonl", encoding="utf-8") as file:
+        best = min(map(json.loads, file), key=lambda line: line.get("val_loss") or 1e9)["step"]
+    check(best in (2, 4), f"the best is an early one: {best}")
+    check(steps("far5") == [10, 8, 6, 4, 2], f"remote: {steps('far5')}")
+    shutil.copytree("far5/ckpt/000001.000000000002", "far5/ckpt/000001.000000000001")  # an incomplete one
+    os.remove("far5/ckpt/000001.000000000001/COMMIT")
+    for name, age in ((".77.1.aside", 5 * 86400), (".78.1.aside", 60)):
+        path = f"far5/ckpt/000004.000000000008/{name}"
+        with open(path, "w", encoding="utf-8") as file:
+            os.utime(file.fileno(), (time.time() - age,) * 2)
+    ckpt("gc", "far5", "--keep=2", "--dry-run", says=("step 6 (", "step 1 (", "would go"))
+    check(steps("far5") == [10, 8, 6, 4, 2], f"a dry run changes nothing: {steps('far5')}")
+    ckpt("gc", "far5", "--keep=2", says=("3 checkpoints", "1 unfinished uploads"))
+    check(steps("far5") == [10, 8, best] and os.path.exists(path), f"the newest two and the best: {steps('far5')}")
+    ckpt("verify", "far5", "--deep", says="step 8: every byte")
+    os.remove("far5/ckpt/000005.000000000010/COMMIT")
+    os.remove("far5/ckpt/000005.000000000010/table")
+    os.remove(glob.glob("far5/ckpt/000005.000000000010/*.seg")[0])
+    ckpt("gc", "far5", "--keep=1", says="0 checkpoints")
+    check(steps("far5") == [8, best], f"what is not whole does not count: {steps('far5')}")
+
+
 def test_no_room():
     os.mkdir("small")
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", "small"],
@@ -186,7 +260,7 @@ def main():
         with open("text.txt", "w", encoding="utf-8") as file:
             file.write("".join(f"{i} bottles of {chr(97 + i % 26)}eer on the wall, take {i % 7} down.\n" for i in range(2000)))
         check(run("tokenize", "text.txt", "--output=t", "--quiet")[0] == 0, "tokenize")
-        for test in (test_look, test_copy, test_pin, test_remote, test_damage, test_no_room):
+        for test in (test_look, test_copy, test_pin, test_remote, test_damage, test_gc, test_gc_store, test_no_room):
             test()
         os.chdir("/")
     print(f"ckpt_command: {checks} checks, {failures} failed")

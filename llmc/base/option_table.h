@@ -166,6 +166,8 @@
       "the most that --checkpoint-every auto writes to the staging disks; 0: no limit")                      \
     X(BOOL, deep, 0, "no", 0, 0, "", CKPT, CHECKPOINTS, NONE,                                                \
       "verify reads every byte of the tensors too")                                                          \
+    X(BOOL, dry_run, 0, "no", 0, 0, "", CKPT, CHECKPOINTS, NONE,                                             \
+      "gc only says what would go")                                                                          \
     /* --- ranks --- */                                                                                      \
     X(CHOICE, comm, 0, "auto", 0, 0, "", TRAIN, RANKS,                                                       \
       ONE_OF("auto", "self", "mpi", "shm", "torus", "hosts"),                                                \

@@ -11,8 +11,7 @@
 
 enum { LOCK_TRIES = 5000, MARKED_MAX = 60 };
 
-/* lock/marks, waited for at most some seconds. *lock NULL and true: a body without other processes. */
-static bool lock_marks(CkptIo *io, const char *folder, CkptFile **lock, Error *err) {
+bool ckpt_marks_lock(CkptIo *io, const char *folder, CkptFile **lock, Error *err) {
     char path[FILE_PATH_BYTES];
     bool busy = true;
     *lock = NULL;
@@ -26,7 +25,7 @@ static bool lock_marks(CkptIo *io, const char *folder, CkptFile **lock, Error *e
     return busy ? error_set(err, "%s: held for too long by another process", path) : false;
 }
 
-static void unlock_marks(CkptIo *io, CkptFile *lock) {
+void ckpt_marks_unlock(CkptIo *io, CkptFile *lock) {
     if (lock) io->body->close_file(io, lock);
 }
 
@@ -107,9 +106,10 @@ bool ckpt_mark(const char *directory, CkptId id, CkptMark mark, Error *err) {
     CkptFile *lock = NULL;
     const char *why;
     if (!ckpt_io_open(&io, "plain", &why, err)) return false;
-    bool ok = ckpt_source_open_folder(&source, directory, 1, err) && lock_marks(&io, directory, &lock, err) &&
+    bool ok = ckpt_source_open_folder(&source, directory, 1, err) &&
+              ckpt_marks_lock(&io, directory, &lock, err) &&
               append_mark(&io, source, directory, id, mark, err);
-    unlock_marks(&io, lock);
+    ckpt_marks_unlock(&io, lock);
     if (source) source->close(source);
     ckpt_io_close(&io);
     return ok;
@@ -153,7 +153,7 @@ bool ckpt_retain(CkptRing *ring, Error *err) {
     CkptFile *lock;
     size_t num_marks = 0, count = 0;
     if (newest.attempt != ring->config->attempt) return true;
-    if (!lock_marks(ring->io, ring->folder, &lock, err)) return false;
+    if (!ckpt_marks_lock(ring->io, ring->folder, &lock, err)) return false;
     bool ok = ckpt_scan_marks(&marks, &num_marks, ring->source, err);
     ring->backlog = 0;
     for (size_t i = 0; ok && i < ring->count; i++) {
@@ -166,7 +166,7 @@ bool ckpt_retain(CkptRing *ring, Error *err) {
         drops[count++].kind = CKPT_RECORD_DROP;
     }
     ok = ok && ckpt_ring_drop(ring, drops, count, err);
-    unlock_marks(ring->io, lock);
+    ckpt_marks_unlock(ring->io, lock);
     for (size_t i = 0; ok && i < count && ring->config->node_first; i++) {
         char name[CKPT_FILE_NAME_BYTES];
         ckpt_table_name(name, drops[i].id);

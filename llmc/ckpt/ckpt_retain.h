@@ -8,6 +8,11 @@ bool ckpt_retain(CkptRing *ring, Error *err);
 /* What earlier attempts left: the files of writers that are no more, if nothing in them is kept, and tables. */
 bool ckpt_retain_strangers(CkptRing *ring, CkptId committed, Error *err);
 
+/* lock/marks of a staging folder, waited for at most some seconds: who decides by marks holds it. *lock NULL and true: a
+ * body without other processes; unlocking that is nothing. */
+bool ckpt_marks_lock(CkptIo *io, const char *folder, CkptFile **lock, Error *err);
+void ckpt_marks_unlock(CkptIo *io, CkptFile *lock);
+
 /* In ckpt_ring.c. */
 CkptSegment *ckpt_ring_holder(CkptRing *ring, CkptId id);
 bool ckpt_ring_drop(CkptRing *ring, const CkptRecord *drops, size_t count, Error *err);

@@ -3,6 +3,7 @@
 #include "run/ckpt_command.h"
 #include "base/log.h"
 #include "base/machine.h"
+#include "ckpt/ckpt_gc.h"
 #include "ckpt/ckpt_reader.h"
 #include "ckpt/drain.h"
 #include "run/checkpoint.h"
@@ -393,6 +394,44 @@ static bool drain_action(const Options *o, int *exit_code, Error *err) {
                      : true;
 }
 
+/* --- gc --- */
+
+static void say_gone(void *ctx, CkptId id, const char *why) {
+    const bool *dry_run = ctx;
+    printf("step %llu (attempt %u): %s: %s\n", (unsigned long long)id.step, id.attempt, why,
+           *dry_run ? "would go" : "gone");
+}
+
+/* What a run that is under way would keep is kept by the same rule; only for folders that nobody writes to. */
+static bool gc_action(const Options *o, int *exit_code, Error *err) {
+    enum { ORPHAN_SECONDS = 86400 }; /* an upload that is still under way is younger */
+    Place p;
+    CkptGcResult r;
+    bool dry_run = o->dry_run;
+    char bytes[PROGRESS_NUMBER_BYTES];
+    if (!place_open(&p, o->arguments[1], err)) return false;
+    bool any = place_checkpoint(&p, exit_code, err) != NULL;
+    place_close(&p);
+    if (!any) return false;
+    if (p.has_step) {
+        *exit_code = EXIT_USAGE;
+        return error_set(err, "ckpt gc: takes a place without @STEP (--keep says how many stay)");
+    }
+    const CkptGcConfig config = {.place = p.path,
+                                 .keep = o->keep,
+                                 .dry_run = dry_run,
+                                 .has_store = *o->remote != 0,
+                                 .orphan_seconds = ORPHAN_SECONDS,
+                                 .each = say_gone,
+                                 .ctx = &dry_run};
+    bool ok = ckpt_gc(&config, &r, err);
+    printf("%llu checkpoints, %llu files, %s %s\n", (unsigned long long)r.checkpoints,
+           (unsigned long long)r.files, progress_bytes(r.bytes, bytes), dry_run ? "would go" : "are gone");
+    if (r.orphans) printf("%d unfinished uploads were ended\n", r.orphans);
+    if (r.held) printf("%llu files stay while somebody reads them\n", (unsigned long long)r.held);
+    return ok;
+}
+
 /* --- the table --- */
 
 static const struct {
@@ -412,6 +451,9 @@ static const struct {
     {"unpin", 2, "unpin PLACE[@STEP]", "let it go when its time comes", mark_action},
     {"drain", 2, "drain PLACE --remote s3://bucket/prefix", "copy what was never uploaded to a store",
      drain_action},
+    {"gc", 2, "gc PLACE [--keep N] [--dry-run]",
+     "let go of all but the newest N, pinned and best ones, and of leftovers; no run may write there",
+     gc_action},
 };
 
 bool ckpt_command_run(const Options *o, int *exit_code, Error *err) {
