@@ -42,7 +42,7 @@ class DrainLab(Lab):
 
 
 def test_plain(lab):
-    place, folder = "s3://bucket/plain/run", lab.path("plain")
+    place, folder = lab.place + "/plain", lab.path("plain")
     lab.run("save", folder, SEED, 1, 1, 3)
     lab.run("drain", folder, place, 60)
     lab.check_all(place, [1, 2, 3])
@@ -54,7 +54,7 @@ def test_plain(lab):
 
 
 def test_killed(lab):
-    place, folder = "s3://bucket/killed/run", lab.path("killed")
+    place, folder = lab.place + "/killed", lab.path("killed")
     lab.run("save", folder, SEED, 1, 1, 3)
     kills = 0
     for attempt in range(60):
@@ -86,7 +86,7 @@ def test_killed(lab):
 
 def test_down(lab):
     """The store says 503 to everything: the drain reports it, nothing is lost; then it comes back."""
-    place, folder = "s3://bucket/down/run", lab.path("down")
+    place, folder = lab.place + "/down", lab.path("down")
     lab.run("save", folder, SEED, 1, 1, 2)
     lab.proxy.plan = lambda r: "503"
     said = lab.run("drain", folder, place, 1, code=1, STORE_ATTEMPTS="2")

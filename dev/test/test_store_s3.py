@@ -30,6 +30,7 @@ class Lab:
     def __init__(self, server, folder):
         self.server, self.folder, self.seed = server, folder, random.randrange(1 << 32)
         print("seed", self.seed)
+        self.place = f"s3://bucket/r{self.seed}/a"  # a server that is not ours may hold those of earlier tests
         self.rng = random.Random(self.seed)
 
     def path(self, name):
@@ -52,8 +53,8 @@ class Lab:
         env.update(extra)
         return {k: v for k, v in env.items() if v is not None}
 
-    def tool(self, *args, place="s3://bucket/run/a", url=None, **extra):
-        p = subprocess.run([TOOL, place, *map(str, args)], env=self.env(url, **extra), capture_output=True, text=True,
+    def tool(self, *args, place=None, url=None, **extra):
+        p = subprocess.run([TOOL, place or self.place, *map(str, args)], env=self.env(url, **extra), capture_output=True, text=True,
                            timeout=120)
         spoken.append(p.stdout + p.stderr)
         return p
@@ -127,7 +128,7 @@ def test_killed(lab):
     kills = 0
     for attempt in range(40):
         env = lab.env(proxy.url, STORE_RATE=str(20 << 20) if attempt < 4 else None, STORE_PARTS="3")
-        p = subprocess.Popen([TOOL, "s3://bucket/run/a", "put", "k/data", lab.path("data"), lab.path("resume")], env=env,
+        p = subprocess.Popen([TOOL, lab.place, "put", "k/data", lab.path("data"), lab.path("resume")], env=env,
                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         # the first before, at or just after the upload gets its id; the others anywhere in it
         time.sleep(lab.rng.uniform(0, 0.1) if attempt == 0 else lab.rng.uniform(0.2, 1.2))
@@ -219,7 +220,7 @@ def test_down(lab):
     check(p.returncode == 1 and "AWS_ENDPOINT_URL" in p.stderr, p.stderr)
     lab.file("data", 8 * PART)
     proxy = s3_server.Proxy(lab.server.port)
-    p = subprocess.Popen([TOOL, "s3://bucket/run/a", "put", "d/slow", lab.path("data"), lab.path("resume")],
+    p = subprocess.Popen([TOOL, lab.place, "put", "d/slow", lab.path("data"), lab.path("resume")],
                          env=lab.env(proxy.url, STORE_RATE="2000000"), stderr=subprocess.PIPE, text=True)
     while not os.path.exists(lab.path("resume")) and p.poll() is None:
         time.sleep(0.05)
@@ -270,7 +271,7 @@ def test_errors(lab):
     lines = [
         (dict(place="s3://no-such-bucket/x"), "make the bucket"),
         (dict(AWS_SECRET_ACCESS_KEY="wrong-secret-in-clear"), "does not belong to"),
-        (dict(AWS_ACCESS_KEY_ID="AKIANOBODY"), "does not know this AWS_ACCESS_KEY_ID"),
+        (dict(AWS_ACCESS_KEY_ID="AKIANOBODY"), "AWS_ACCESS_KEY_ID"),
         (dict(AWS_ACCESS_KEY_ID=None), "set both"),
         (dict(AWS_ACCESS_KEY_ID=None, AWS_SECRET_ACCESS_KEY=None), "no keys for S3"),
         (dict(url="http://no-such-host.invalid", STORE_ATTEMPTS="2"), "check AWS_ENDPOINT_URL"),

@@ -215,6 +215,22 @@ static bool object_is_whole(Upload *u, bool *whole, Error *err) {
     return true;
 }
 
+/* Does the server know the upload no more? Then it was completed, if the object is there. */
+static bool upload_is_gone(Upload *u, bool *gone, Error *err) {
+    const S3Pair query = {"uploadId", u->progress.id};
+    S3Answer answer;
+    S3Call call = {.method = "GET",
+                   .key = u->key,
+                   .query = &query,
+                   .num_query = 1,
+                   .text = u->text,
+                   .text_size = S3_ANSWER_BYTES,
+                   .stop = u->source->stop};
+    if (!s3_call(u->s3, &call, &answer, err)) return false;
+    *gone = answer.headers.status == 404;
+    return true;
+}
+
 /* The answer may be 200 with an error inside, or be lost after the server was done: whether the object is there decides. */
 static bool complete_upload(Upload *u, Error *err) {
     const S3Progress *p = &u->progress;
@@ -247,13 +263,14 @@ static bool complete_upload(Upload *u, Error *err) {
     if (!answered && is_stopped(u->source)) return false;
     if (answered && answer.headers.status == 404) u->lost = true;
     Error asking;
-    if (!object_is_whole(u, &whole, &asking) && answered) {
+    bool clean = answered && answer.headers.status / 100 == 2, gone = clean;
+    bool asked =
+        object_is_whole(u, &whole, &asking) && (!whole || clean || upload_is_gone(u, &gone, &asking));
+    if (whole && gone) return true;
+    if (answered && !asked) {
         *err = asking;
         return false;
     }
-    /* an older object of this key and size would look alike: without a 200, only one that a retry can explain counts */
-    if (whole && (answered ? answer.headers.status == 200 || answer.attempts > 1 : answer.attempts > 1))
-        return true;
     if (!answered) return false;
     if (answer.headers.status / 100 != 2) return s3_unexpected(u->s3, "complete", u->key, &answer, err);
     return error_set(err, "%s: '%.120s' was completed, but is not there or has another size", u->s3->where,
