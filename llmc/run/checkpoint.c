@@ -337,10 +337,12 @@ typedef struct {
     uint8_t run[16], new_run[16];
     uint32_t attempt; /* the newest seen; 0: none */
     uint32_t known;   /* run is that of what lies here */
+    uint32_t unasked; /* the remote store could not be */
 } Seen;
 
 static bool look(const Checkpoint *c, Seen *seen, Error *err) {
     memset(seen, 0, sizeof *seen);
+    seen->unasked = *c->config.remote && !c->readers[1];
     if (getrandom(seen->new_run, sizeof seen->new_run, 0) != (ssize_t)sizeof seen->new_run)
         return error_set_errno(err, "no random numbers from the system");
     for (int i = 0; i < 2; i++) {
@@ -358,12 +360,15 @@ static bool look(const Checkpoint *c, Seen *seen, Error *err) {
 }
 
 static bool agree_on_run(Checkpoint *c, Error *err) {
+    enum { UNASKED_ATTEMPTS = 1000 }; /* so many starts may be in a store that could not be asked */
     Seen mine, *all = calloc((size_t)c->size, sizeof *all);
     bool ok = all && look(c, &mine, err) && gather_all(c, &mine, sizeof mine, all, err);
     if (!all) error_set(err, "no memory to ask %d ranks", c->size);
     const Seen *first = NULL;
+    bool unasked = false;
     for (int r = 0; ok && r < c->size; r++) {
         if (all[r].attempt > c->attempt) c->attempt = all[r].attempt;
+        unasked |= all[r].unasked;
         if (!all[r].known) continue;
         if (!first) first = &all[r];
         if (memcmp(first->run, all[r].run, sizeof mine.run) != 0)
@@ -374,14 +379,33 @@ static bool agree_on_run(Checkpoint *c, Error *err) {
                           r, (int)(first - all));
     }
     if (ok) memcpy(c->run, first ? first->run : all[0].new_run, sizeof c->run);
-    c->attempt++;
+    c->attempt += unasked ? UNASKED_ATTEMPTS : 1;
     free(all);
-    return ok;
+    if (!ok || !unasked || first || c->config.anew) return ok;
+    return error_set(err,
+                     "%s cannot be read, and there are no checkpoints in %s to go on from (try again when it "
+                     "can be; --resume=never starts anew)",
+                     c->config.remote, c->config.staging);
+}
+
+/* A store that cannot be reached now is no reason not to go on from what is here; one that never can be, is. */
+static bool open_remote_reader(Checkpoint *c, Error *err) {
+    enum { ATTEMPTS = 4 }; /* a few seconds */
+    Store *store;
+    Error why;
+    if (!store_open(&store, c->config.remote, &(StoreConfig){.attempts_max = ATTEMPTS}, err)) return false;
+    bool there = store_check(store, &why) && ckpt_reader_open(&c->readers[1], c->config.remote, &why);
+    store_close(store);
+    if (!there) {
+        c->readers[1] = NULL;
+        log_warn("%s; only what is in %s is gone on from", why.text, c->config.staging);
+    }
+    return true;
 }
 
 static bool open_readers(Checkpoint *c, Error *err) {
     if (!ckpt_reader_open(&c->readers[0], c->config.staging, err)) return false;
-    return !*c->config.remote || ckpt_reader_open(&c->readers[1], c->config.remote, err);
+    return !*c->config.remote || open_remote_reader(c, err);
 }
 
 static void close_readers(Checkpoint *c) {
@@ -471,16 +495,9 @@ void checkpoint_fence(Checkpoint *c) {
 /* What was begun is durable on all ranks, or failed on some. */
 static void settle(Checkpoint *c, const CheckpointVote *sums) {
     if (c->pending < 0 || sums->writing > 0.5) return;
-    if (sums->failed < 0.5) {
+    if (sums->failed < 0.5) { /* else the store has said so, where it was */
         ckpt_commit(c->ckpt, (uint64_t)c->pending, c->pending_best);
-        c->said_failed = false;
         c->saved++;
-    } else if (!c->said_failed) {
-        CkptStatus s = ckpt_status(c->ckpt);
-        c->said_failed = true;
-        if (s.failed)
-            log_warn("step %lld was not saved: %s; training goes on, and the next save tries again",
-                     (long long)c->pending, s.error.text);
     }
     CkptStatus s = ckpt_status(c->ckpt);
     c->stall_seconds += s.stall_seconds;

@@ -63,6 +63,7 @@ typedef struct {
     uint64_t upload_bytes_per_second; /* 0: no limit */
     CheckpointEvery every;
     double failure_seconds, tb_per_day; /* of CHECKPOINT_AUTO */
+    bool anew; /* nothing is to be gone on from, so the remote store need not be there */
 } CheckpointConfig;
 
 typedef struct {
@@ -82,7 +83,7 @@ typedef struct {
     bool pending_best;
     double last_begun; /* log_seconds */
     bool asked;        /* for a checkpoint that could not be begun yet */
-    bool said_behind, said_failed;
+    bool said_behind;
     int64_t saved, left_out;                                /* since the start */
     double stall_seconds, stall_seconds_max, write_seconds; /* of those saved */
 } Checkpoint;

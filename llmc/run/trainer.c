@@ -215,7 +215,8 @@ static bool open_checkpoint(Trainer *t, Error *err) {
                                .drain_seconds = o->drain_seconds,
                                .upload_bytes_per_second = (uint64_t)(o->upload_rate * 1e6),
                                .failure_seconds = o->mtbf * 3600,
-                               .tb_per_day = o->wear};
+                               .tb_per_day = o->wear,
+                               .anew = !strcmp(o->resume, "never")};
     size_t levels = t->parallel.reduce == REDUCE_EXACT ? t->parallel.blocks : 0;
     const CheckpointParts parts = {.model = &t->model,
                                    .parallel = &t->parallel,
