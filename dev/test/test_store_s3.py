@@ -203,7 +203,7 @@ def test_faults(lab):
         print(f"storm {share}: {len(proxy.faults)} faults")
         injected += len(proxy.faults)
         proxy.close()
-    check(injected > 5, "no storm")
+    check(injected > 0, "no storm")
     lab.must("delete", "f/storm")
     lab.must("put", "f/storm", lab.path("data"), lab.path("resume"))  # ends what a storm made unknown
     lab.no_orphans("storms")
