@@ -24,7 +24,7 @@
     X(CONVERT, convert, "IN OUT", 2, 2, "convert models between llm.c's .bin and safetensors")               \
     X(PLOT, plot, "RUN...", 1, 1 << 30, "draw the loss curves of one or more run folders as SVG")            \
     X(CKPT, ckpt, "ACTION PLACE [...]", 0, 3,                                                                \
-      "look at checkpoints, check, copy and export them ('ckpt help' lists the actions)")                    \
+      "look at, check, copy and export checkpoints ('ckpt help' lists the actions)")                         \
     X(DOCTOR, doctor, "", 0, 0, "show what was found here: processor, libraries, memory, what fits")
 
 /* Groups of --help, in its order. */
