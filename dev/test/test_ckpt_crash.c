@@ -379,7 +379,7 @@ static void mark_some(History *h, const Sim *sim) {
             s->pinned = sim_position(sim);
             s->unpin_begun = NEVER;
         }
-    } else if ((r >> 32) % 4 == 1 && s->pinned != NEVER) {
+    } else if ((r >> 32) % 4 == 1 && s->pinned != NEVER && s->unpin_begun == NEVER) {
         s->unpin_begun = sim_position(sim);
         ckpt_mark(FOLDER, s->id, CKPT_MARK_UNPIN, &err);
     }
