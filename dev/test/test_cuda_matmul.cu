@@ -1,7 +1,7 @@
 /* test_cuda_matmul.cu: the matmuls of llmc/cuda against double: odd shapes, every optional operand, accumulation, the
- * same bits in three orders of threads and twice in a row; and the kernels that stand in for cuBLASLt. Under the shim
- * the product itself is naive; on a GPU it is cuBLASLt's. */
-#include "cuda/gemm_plain.cuh"
+ * same bits in three orders of threads; and the kernels that stand in for cuBLASLt. Under the shim cuBLASLt is that of
+ * dev/cuda_shim, which tells layouts and epilogues apart but knows nothing of speed. */
+#include "cuda/gemm_cublaslt.cuh"
 #include "cuda/matmul.cuh"
 #include "cuda_test.h"
 #include "test.h"
@@ -201,6 +201,23 @@ static void check_plain(size_t rows, size_t inner, size_t cols) {
         }
 }
 
+/* The fastest algorithm is taken only if it gives the bits of cuBLASLt's favourite. */
+static void check_choice() {
+#ifdef CUDA_SHIM
+    const size_t n = 48, inner = 700;
+    const Matrix a(n * inner, 1, 1), b(inner * n, 1, 2);
+    Matrix out(n * n);
+    Gemm g = {};
+    g.out = out.x, g.a = a.x, g.b = b.x, g.rows = g.cols = n, g.inner = inner;
+    gemm(g);
+    cuda_test_sync();
+    const gemm_lt::Plan &p = gemm_lt::plan_of(g);
+    TEST_CHECK(p.possible, "cuBLASLt refuses %zu", n);
+    const int backwards = 2;
+    TEST_CHECK(sizeof(floatX) == 2 || p.algorithm.number != backwards, "other bits were taken for speed");
+#endif
+}
+
 int main() {
     const size_t shapes[][3] = {{1, 1, 1},     {7, 5, 3},     {64, 64, 128},
                                 {33, 96, 264}, {130, 48, 65}, {259, 8, 16}};
@@ -212,6 +229,7 @@ int main() {
         check_gelu_backward(s[0], s[1], s[2]);
     }
     check_backward(1000, 3, 40); /* many stretches of rows */
+    check_choice();
     check_plain(1, 1, 1);
     check_plain(33, 70, 40);
     check_plain(64, 32, 31);

@@ -137,7 +137,10 @@ static int proposals(const Plan &p, const Gemm &g, cublasLtMatmulHeuristicResult
     cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, p.operation, p.first, p.second, p.result,
                                                            p.result, preference, PROPOSALS, results, &count);
     LT_CHECK(cublasLtMatmulPreferenceDestroy(preference));
-    return status == CUBLAS_STATUS_SUCCESS ? count : 0;
+    int usable = 0;
+    for (int i = 0; i < count && status == CUBLAS_STATUS_SUCCESS; i++)
+        if (results[i].state == CUBLAS_STATUS_SUCCESS) results[usable++] = results[i];
+    return usable;
 }
 
 static __global__ void compare_kernel(int *differ, const uint16_t *x, const uint16_t *y, size_t n) {
@@ -184,19 +187,19 @@ static void choose(Plan &p, const Gemm &g, const cublasLtMatmulHeuristicResult_t
     GPU_CHECK(cudaEventCreate(&from));
     GPU_CHECK(cudaEventCreate(&to));
     double best = -1;
-    for (int i = 0; i < count; i++) {
-        double seconds = time_one(p, g, out[i > 0], pre[i > 0], &results[i].algo, from, to);
-        if (i == 0) {
-            best = seconds;
-            continue;
+    for (int i = 0; i < count; i++) { /* the first that runs leaves its result in out[0] */
+        bool first = best < 0;
+        double seconds = time_one(p, g, out[!first], pre[!first], &results[i].algo, from, to);
+        if (seconds < 0 || (!first && seconds >= best)) continue;
+        if (!first) {
+            GPU_CHECK(cudaMemsetAsync(differ, 0, sizeof *differ, gpu.stream));
+            compare(differ, out[0], out[1], n);
+            if (writes_pre) compare(differ, pre[0], pre[1], n);
+            GPU_CHECK(cudaMemcpyAsync(&differs, differ, sizeof differs, cudaMemcpyDeviceToHost, gpu.stream));
+            GPU_CHECK(cudaStreamSynchronize(gpu.stream));
+            if (differs) continue;
         }
-        if (seconds < 0 || (best >= 0 && seconds >= best)) continue;
-        GPU_CHECK(cudaMemsetAsync(differ, 0, sizeof *differ, gpu.stream));
-        compare(differ, out[0], out[1], n);
-        if (writes_pre) compare(differ, pre[0], pre[1], n);
-        GPU_CHECK(cudaMemcpyAsync(&differs, differ, sizeof differs, cudaMemcpyDeviceToHost, gpu.stream));
-        GPU_CHECK(cudaStreamSynchronize(gpu.stream));
-        if (!differs) best = seconds, p.algorithm = results[i].algo;
+        best = seconds, p.algorithm = results[i].algo;
     }
     GPU_CHECK(cudaEventDestroy(from));
     GPU_CHECK(cudaEventDestroy(to));
@@ -205,7 +208,7 @@ static void choose(Plan &p, const Gemm &g, const cublasLtMatmulHeuristicResult_t
 
 /* The plan of g's shape, made at its first use. Plans live as long as the program. */
 static const Plan &plan_of(const Gemm &g) {
-    static std::vector<Plan> plans;
+    static std::vector<Plan> &plans = *new std::vector<Plan>;
     Shape s = shape_of(g);
     for (const Plan &p : plans)
         if (p.shape == s) return p;

@@ -3,8 +3,8 @@
 #define LLMC_CUDA_MATMUL_CUH
 #include "cuda/gelu.cuh"
 #include "cuda/gpu.h"
-#ifdef CUDA_SHIM
-#include <gemm_naive.h> /* of dev/cuda_shim */
+#if defined(CUDA_SHIM) && !defined(LLMC_GEMM_CUBLASLT_CUH) /* a test of that includes it first */
+#include <gemm_naive.h>                                    /* of dev/cuda_shim */
 #else
 #include "cuda/gemm_cublaslt.cuh"
 #endif
