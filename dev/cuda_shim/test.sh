@@ -1,19 +1,28 @@
 #!/usr/bin/env bash
 # test.sh BUILD [PATTERN]: runs the tests of the CUDA kernels on the shim, which `make build-cuda-shim` has put into BUILD,
-# one after the other. Each of the kernel tests runs every kernel forward, in reverse and with threads at random.
+# one a core: a GPU is one thread here. Each of the kernel tests runs every kernel forward, in reverse and with threads at
+# random.
 set -uo pipefail
 build=$1
 pattern=${2:-.}
-failed=0
+failed=0 names=()
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=1:allocator_may_return_null=1}
 run() { # run NAME COMMAND...
-    local name=$1 code
+    local name=$1
     shift
     [[ $name =~ $pattern ]] || return 0
-    echo "--- $name"
-    timeout 300 "$@"
-    code=$?
-    [ $code = 0 ] || { failed=$((failed + 1)) && echo "FAILED: $name (exit $code)"; }
+    while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do wait -n; done
+    names+=("$name")
+    { timeout 300 "$@"; echo $? >"$logs/$name.exit"; } >"$logs/$name" 2>&1 </dev/null &
+}
+report() { # report NAME: what it said
+    local code=1
+    echo "--- $1"
+    cat "$logs/$1"
+    read -r code <"$logs/$1.exit"
+    [ "$code" = 0 ] || { failed=$((failed + 1)) && echo "FAILED: $1 (exit $code)"; }
 }
 
 run shim "$build/shim-fp32/test_cuda_shim"
@@ -26,4 +35,6 @@ done
 run bf16 "$build/shim-bf16/test_cuda_bf16"
 run parity "$build/shim-fp32/test_gpt2"
 run train python3 dev/test/cuda_train.py "$build"
+wait
+for name in "${names[@]}"; do report "$name"; done
 [ "$failed" = 0 ]
