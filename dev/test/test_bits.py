@@ -1,13 +1,11 @@
 #!/usr/bin/env python3
 """The same bits: a run that was stopped, killed or damaged and resumed is the run that was not; threads change nothing.
 
-    python3 dev/test/test_bits.py [path of train_gpt2]        (default: ./build/train_gpt2)
+    python3 dev/test/test_bits.py [path of train_gpt2]
 
 Runs are compared by their final weights, byte by byte, and by the losses, norms and learning rates of every step in
 metrics.jsonl, digit by digit. What may differ by rounding (gradient accumulation, instruction sets, bf16) has bounds.
 """
-import glob
-import json
 import os
 import random
 import re
@@ -18,29 +16,13 @@ import sys
 import tempfile
 import time
 
-PROGRAM = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else "build/train_gpt2")
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("TOROID_")}
+import lab
+from lab import ENVIRONMENT, PROGRAM, STOPPED, check, checkpoints, metrics, run, weights
+
 # Large enough steps for signals to arrive between two of them: some 50 ms.
 BASE = ["train", "--train-data=tok_train_*.bin", "--val-data=tok_val_*.bin", "--layers=2", "--heads=2", "--channels=64",
         "--context=64", "--batch-size=8", "--total-batch=8192", "--steps=8", "--warmup=3", "--learning-rate=2e-3",
         "--eval-every=4", "--eval-batches=2"]
-STOPPED = 75
-
-checks = failures = 0
-
-
-def check(good, message):
-    global checks, failures
-    checks += 1
-    if not good:
-        failures += 1
-        print(message)
-    return good
-
-
-def run(*args):
-    p = subprocess.run([PROGRAM, *args], capture_output=True, env=ENVIRONMENT, timeout=120)
-    return p.returncode, p.stdout.decode("utf-8", "replace"), p.stderr.decode("utf-8", "replace")
 
 
 def train(folder, *more):
@@ -79,20 +61,6 @@ def try_signal(folder, number, after_step, *more):
         p.stdout.close()
         err.seek(0)
         return code, err.read().decode("utf-8", "replace"), sent
-
-
-def weights(folder):
-    """The bytes of the model, as llm.c's file."""
-    code, _, err = run("convert", folder, "weights.bin")
-    if not check(code == 0, f"convert {folder}: exit {code}: {err[-300:]}"):
-        return b""
-    with open("weights.bin", "rb") as f:
-        return f.read()
-
-
-def metrics(folder):
-    with open(f"{folder}/metrics.jsonl") as f:
-        return [json.loads(line) for line in f]
 
 
 def steps_done(folder):
@@ -201,26 +169,11 @@ def test_ask_to_save():
     same("usr1", "straight")
 
 
-def checkpoints(folder):
-    """The steps that can be restored, newest first."""
-    code, out, err = run("ckpt", "ls", folder)
-    check(code == 0, f"ckpt ls {folder}: exit {code}: {err[-300:]}")
-    return [int(line.split()[0]) for line in out.split("\n")[1:] if " restorable " in line]
-
-
-def segments(folder):
-    """The segment files of the run, that of the newest checkpoint first."""
-    def step(path):
-        with open(path, "rb") as f:
-            return int.from_bytes(f.read(48)[40:], "little")
-    return sorted(glob.glob(f"{folder}/checkpoints/seg/*.seg"), key=step, reverse=True)
-
-
 def test_damaged_state():
     for name, change in (("flipped", lambda data: data.__setitem__(100000, data[100000] ^ 4)),
                          ("cut", lambda data: data.__delitem__(slice(len(data) // 3, None))), ("empty", bytearray.clear)):
         train(name, "--checkpoint-every=5")
-        with open(segments(name)[0], "r+b") as f:
+        with open(lab.segments(name)[0][1], "r+b") as f:
             data = bytearray(f.read())
             change(data)
             f.seek(0)
@@ -231,12 +184,12 @@ def test_damaged_state():
         check((warned or name != "flipped") and f"resumed     {name} at step 5" in err, f"{name} state: {err[-400:]}")
         same(name, "straight")
     # All damaged: an error, and the files stay for whoever can repair them.
-    for path in segments("cut"):
+    for _, path in lab.segments("cut"):
         with open(path, "r+b") as f:
             f.truncate(5000)
     code, _, err = run(*BASE, "--run=cut")
     check(code == 1 and err.count("error: ") == 1 and "cut/checkpoints" in err, f"all damaged: exit {code}: {err[-300:]}")
-    check(all(os.path.getsize(path) == 5000 for path in segments("cut")), "all damaged: overwritten")
+    check(all(os.path.getsize(path) == 5000 for _, path in lab.segments("cut")), "all damaged: overwritten")
     check(len(metrics("cut")) == 8, "all damaged: metrics.jsonl changed")
 
 
@@ -317,24 +270,6 @@ def test_two_at_once():
     same("shared", "straight")
 
 
-def main():
-    if not os.path.exists(PROGRAM):
-        print(f"skipped: {PROGRAM} is not built (make)")
-        return 77
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        make_data()
-        for test in (test_threads_and_seeds, test_stop_and_resume, test_kill, test_ask_to_save, test_damaged_state,
-                     test_options_across_a_resume, test_rounding, test_new_start,
-                     test_two_at_once):
-            start = time.monotonic()
-            test()
-            if os.environ.get("VERBOSE"):
-                print(f"{test.__name__}: {time.monotonic() - start:.1f} s")
-        os.chdir("/")
-    print(f"bits: {checks} checks, {failures} failed")
-    return 1 if failures or not checks else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(lab.main("bits", make_data, test_threads_and_seeds, test_stop_and_resume, test_kill, test_ask_to_save,
+                      test_damaged_state, test_options_across_a_resume, test_rounding, test_new_start, test_two_at_once))

@@ -10,30 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PROGRAM = os.path.abspath(sys.argv[1] if len(sys.argv) > 1
-                          else os.path.join(ROOT, os.environ.get("BUILD", "build"), "train_gpt2"))
+import lab
+from lab import check, run
+
 BASE = ["--train-data=t_train_*.bin", "--val-data=t_val_*.bin", "--layers=2", "--heads=2", "--channels=48", "--context=32",
         "--batch-size=2", "--eval-every=4", "--eval-batches=2", "--color=never", "--threads=1"]
 CORRUPT, INCOMPLETE, ABSENT = 3, 4, 5
-checks = failures = 0
-
-
-def check(condition, what):
-    global checks, failures
-    checks += 1
-    if not condition:
-        failures += 1
-        print("failed:", what)
-    return condition
-
-
-def run(*args, **more):
-    p = subprocess.run([PROGRAM, *args], capture_output=True, text=True, errors="replace", timeout=120, **more)
-    return p.returncode, p.stdout, p.stderr
 
 
 def train(run_, steps, *more, code=0):
@@ -61,15 +45,12 @@ def ckpt(*args, code=0, says=()):
 
 
 def steps(place):
+    """The steps that can be restored, newest first."""
     return [int(line.split()[0]) for line in ckpt("ls", place).split("\n")[1:] if " restorable " in line]
 
 
 def segment_of(place, step):
-    for path in glob.glob(f"{place}/checkpoints/seg/*.seg"):
-        with open(path, "rb") as file:
-            if int.from_bytes(file.read(48)[40:], "little") == step:
-                return path
-    return None
+    return next(path for at, path in lab.segments(place) if at == step)
 
 
 def flip(path, at):
@@ -251,21 +232,6 @@ def test_no_room():
         subprocess.run(["umount", "small"], check=True)
 
 
-def main():
-    if not os.path.exists(PROGRAM):
-        print(f"skipped: {PROGRAM} is not built (make)")
-        return 77
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        with open("text.txt", "w", encoding="utf-8") as file:
-            file.write("".join(f"{i} bottles of {chr(97 + i % 26)}eer on the wall, take {i % 7} down.\n" for i in range(2000)))
-        check(run("tokenize", "text.txt", "--output=t", "--quiet")[0] == 0, "tokenize")
-        for test in (test_look, test_copy, test_pin, test_remote, test_damage, test_gc, test_gc_store, test_no_room):
-            test()
-        os.chdir("/")
-    print(f"ckpt_command: {checks} checks, {failures} failed")
-    return 1 if failures or not checks else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(lab.main("ckpt_command", lab.make_tokens, test_look, test_copy, test_pin, test_remote, test_damage,
+                      test_gc, test_gc_store, test_no_room))

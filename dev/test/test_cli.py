@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The whole program from outside: each command at work on a tiny model, and everything a user can get wrong.
 
-    python3 dev/test/test_cli.py [path of train_gpt2]        (default: ./build/train_gpt2)
+    python3 dev/test/test_cli.py [path of train_gpt2]
 
 Whatever is wrong with flags, files, memory or disk, there is one line on stderr that begins with `error: ` and names
 what is wrong, the exit code is 2 for flags and 1 for the rest, and no file is made, changed or left half-written.
@@ -20,24 +20,13 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 
-PROGRAM = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else "build/train_gpt2")
-TABLE = os.path.abspath("llmc/base/option_table.h")
+import lab
+from lab import ENVIRONMENT, PROGRAM, check
+
+TABLE = os.path.join(lab.ROOT, "llmc/base/option_table.h")
 COMMANDS = ["train", "sample", "tokenize", "eval", "convert", "plot", "doctor"]
 MODEL = ["--layers=1", "--heads=2", "--channels=32", "--context=32"]
 TRAIN = ["train", *MODEL, "--batch-size=4", "--steps=3", "--train-data=tok_train_*.bin"]
-ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("TOROID_")}
-
-checks = failures = 0
-skipped = []
-
-
-def check(good, message):
-    global checks, failures
-    checks += 1
-    if not good:
-        failures += 1
-        print(message)
-    return good
 
 
 def run(*args, stdin=b"", stdout=subprocess.PIPE, env=None, before=None, timeout=60):
@@ -549,7 +538,7 @@ def test_wrong_sizes():
 def test_little_memory():
     with open(PROGRAM, "rb") as f:
         if b"__asan_init" in f.read():
-            skipped.append("little memory (a sanitizer takes terabytes of addresses)")
+            print("skipped: little memory (a sanitizer takes terabytes of addresses)")
             return
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
@@ -591,7 +580,7 @@ def test_disk():
     mounted = os.geteuid() == 0 and subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", "mount"],
                                                    stderr=subprocess.DEVNULL).returncode == 0
     if not mounted:
-        skipped.append("full disk, read-only disk (no tmpfs can be mounted here)")
+        print("skipped: full disk, read-only disk (no tmpfs can be mounted here)")
         return
     try:
         line = fails(*TRAIN, "--run=mount/run", leaves=["mount"])
@@ -623,29 +612,22 @@ def test_stdout():
             check(file.read(8) == b"toroidck", f"train, stdout {name}: the checkpoint")
 
 
+def test_commands():
+    make_text()
+    test_tokenize()
+    val_loss = test_train()
+    test_convert()
+    test_sample()
+    test_eval(val_loss)
+    test_plot()
+    test_help()
+
+
 def main():
     global outside
-    if not os.path.exists(PROGRAM):
-        print(f"skipped: {PROGRAM} is not built (make)")
-        return 77
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as outside:
-        os.chdir(folder)
-        make_text()
-        test_tokenize()
-        val_loss = test_train()
-        test_convert()
-        test_sample()
-        test_eval(val_loss)
-        test_plot()
-        test_help()
-        for test in (test_wrong_values, test_wrong_flags, test_bad_data, test_bad_text, test_bad_models, test_wrong_sizes,
-                     test_little_memory, test_disk, test_stdout):
-            test()
-        os.chdir("/")
-    for what in skipped:
-        print(f"skipped: {what}")
-    print(f"cli: {checks} checks, {failures} failed")
-    return 1 if failures or not checks else 0
+    with tempfile.TemporaryDirectory() as outside:
+        return lab.main("cli", test_commands, test_wrong_values, test_wrong_flags, test_bad_data, test_bad_text,
+                        test_bad_models, test_wrong_sizes, test_little_memory, test_disk, test_stdout)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,11 @@ import re
 import subprocess
 import sys
 
+import lab
+from lab import check
+
 PROGRAM_BYTES_MAX = 6 << 20
 BUILD = os.environ.get("BUILD", "build")
-checks = failures = 0
-
-
-def check(condition, what):
-    global checks, failures
-    checks += 1
-    if not condition:
-        failures += 1
-        print(f"test_cuda_build: {what}")
 
 
 def run(*command, **environment):
@@ -47,7 +41,7 @@ def check_registers():
 
 
 def main():
-    os.chdir(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+    os.chdir(lab.ROOT)
     probe = run("dev/probe.sh", "gcc", "cuda")
     if "CUBLASLT_LIBS" not in probe.stdout:
         print("no nvcc and cuBLASLt here:", probe.stderr.strip())
@@ -64,8 +58,7 @@ def main():
     alone = run(programs[1], CUDA_VISIBLE_DEVICES="")
     check(alone.returncode == 2 and alone.stderr.startswith("error: GPU: ") and alone.stderr.count("\n") == 1,
           f"without a GPU: exit {alone.returncode}: {alone.stderr}")
-    print(f"cuda build: {checks} checks, {failures} failed")
-    return failures > 0
+    return lab.report("cuda build")
 
 
 if __name__ == "__main__":

@@ -11,17 +11,10 @@ import sys
 import tempfile
 import threading
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-checks = failures = 0
+import lab
+from lab import ROOT, check
+
 files, asked = {}, []
-
-
-def check(condition, what):
-    global checks, failures
-    checks += 1
-    if not condition:
-        failures += 1
-        print("failed:", what)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -147,8 +140,7 @@ def main():
         test_fetch(folder, address)
         test_fineweb(folder, address)
         test_default_text(folder)
-    print(f"data_scripts: {checks} checks, {failures} failed")
-    return 1 if failures or not checks else 0
+    return lab.report("data_scripts")
 
 
 if __name__ == "__main__":

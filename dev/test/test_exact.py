@@ -5,63 +5,24 @@ gradients outgrow their grids, through resumes on other numbers of ranks, and fo
 
 usage: python3 dev/test/test_exact.py [path of train_gpt2]
 Ranks are started by TOROID_RANK and TOROID_SIZE; with mpirun too where it is there."""
-import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-PROGRAM = os.path.abspath(sys.argv[1] if len(sys.argv) > 1
-                          else os.path.join(ROOT, os.environ.get("BUILD", "build"), "train_gpt2"))
+import lab
+from lab import check, finish, weights
+
 # 24 micro-batches of 2 x 16 tokens a step, which 1, 2, 3, 4 and 8 ranks can share; odd sizes, so that blocks, layers and
 # shares end anywhere.
 BASE = ["--train-data=t_train_*.bin", "--val-data=t_val_*.bin", "--layers=2", "--heads=3", "--channels=27", "--context=16",
         "--batch-size=2", "--total-batch=768", "--learning-rate=3e-3", "--warmup=4", "--eval-every=5", "--eval-batches=5",
         "--color=never", "--threads=1", "--comm-timeout=30", "--log-every=1"]
 STEPS = 20
-LIMIT_SECONDS = 90
-checks = failures = 0
-
-
-def check(condition, what):
-    global checks, failures
-    checks += 1
-    if not condition:
-        failures += 1
-        print("failed:", what)
-    return condition
 
 
 def start(run, ranks, *more, backend="auto", steps=STEPS, reduce="exact"):
-    """One process a rank, told by the environment who it is; or, of backend mpi, mpirun."""
-    command = [PROGRAM, *BASE, f"--run={run}", f"--steps={steps}", f"--comm={backend}", f"--reduce={reduce}", *more]
-    if backend == "mpi":
-        command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(ranks), *command]
-        environment = dict(os.environ, ASAN_OPTIONS="detect_leaks=0")  # Open MPI's are not ours
-        return [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)]
-    jobs = []
-    for rank in range(ranks):
-        environment = dict(os.environ, TOROID_RANK=str(rank), TOROID_SIZE=str(ranks), OMP_WAIT_POLICY="passive")
-        jobs.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    return jobs
-
-
-def finish(jobs):
-    """Exit codes and outputs; what outlives the limit is killed and counts as -1."""
-    end, codes, outputs = time.monotonic() + LIMIT_SECONDS, [], []
-    for job in jobs:
-        try:
-            outputs.append(job.communicate(timeout=max(1, end - time.monotonic()))[0])
-            codes.append(job.returncode)
-        except subprocess.TimeoutExpired:
-            job.kill()
-            outputs.append(job.communicate()[0])
-            codes.append(-1)
-    return codes, outputs
+    command = [lab.PROGRAM, *BASE, f"--run={run}", f"--steps={steps}", f"--comm={backend}", f"--reduce={reduce}", *more]
+    return lab.start_mpirun(command, ranks) if backend == "mpi" else lab.start(command, ranks)
 
 
 def train(run, ranks, *more, **how):
@@ -73,17 +34,7 @@ def train(run, ranks, *more, **how):
 
 def metrics(run):
     """What was computed in each step; times are left out."""
-    with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as file:
-        return [{key: line.get(key) for key in ("step", "loss", "norm", "lr", "val_loss", "skipped")}
-                for line in map(json.loads, file)]
-
-
-def weights(run):
-    """The final weights alone, converted: the saved state also has times in it."""
-    out = run + ".safetensors"
-    subprocess.run([PROGRAM, "convert", run, out, "--quiet"], check=True, capture_output=True)
-    with open(out, "rb") as file:
-        return file.read()
+    return [{key: line.get(key) for key in ("step", "loss", "norm", "lr", "val_loss", "skipped")} for line in lab.metrics(run)]
 
 
 def same(run, other, what):
@@ -113,24 +64,14 @@ def test_any_ranks():
     same(topology, "one", topology)
 
 
-def steps_done(run):
-    path = os.path.join(run, "metrics.jsonl")
-    if not os.path.exists(path):
-        return 0
-    with open(path, encoding="utf-8") as file:
-        return sum(line.endswith("\n") for line in file)
-
-
 def test_resume():
     """Stopped in the middle and gone on with on other numbers of ranks."""
     for order in ((1, 3, 2), (4, 1, 8)):
         run = "resume" + "".join(map(str, order))
         for stop, ranks in zip((6, 13, STEPS), order):
             jobs = start(run, ranks, "--checkpoint-every=1")
-            end = time.monotonic() + LIMIT_SECONDS
-            while stop < STEPS and time.monotonic() < end and jobs[0].poll() is None and steps_done(run) < stop:
-                time.sleep(0.005)
             if stop < STEPS:
+                lab.wait_for_steps(run, stop, jobs[0])
                 jobs[-1].send_signal(signal.SIGTERM)
             codes, outputs = finish(jobs)
             check(len(set(codes)) == 1 and codes[0] in (0, 75), f"{run} on {ranks}: {codes} {outputs[0][-400:]}")
@@ -168,27 +109,5 @@ def test_limits():
     check(codes == [1] and "--reduce exact: 65536 batches" in outputs[0], f"too many: {codes} {outputs[0][-300:]}")
 
 
-def main():
-    if not os.path.exists(PROGRAM):
-        print(f"skipped: {PROGRAM} is not built (make)")
-        return 77
-    for name in [key for key in os.environ if key.startswith("TOROID_")]:
-        del os.environ[name]
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        with open("text.txt", "w", encoding="utf-8") as file:
-            file.write("".join(f"{i} bottles of {chr(97 + i % 26)}eer on the wall, take {i % 7} down.\n"
-                               for i in range(2000)))
-        subprocess.run([PROGRAM, "tokenize", "text.txt", "--output=t", "--quiet"], check=True, capture_output=True)
-        for test in (test_any_ranks, test_resume, test_close_to_fp32, test_not_finite, test_limits):
-            begin = time.monotonic()
-            test()
-            if os.environ.get("VERBOSE"):
-                print(f"{test.__name__}: {time.monotonic() - begin:.1f} s")
-        os.chdir("/")
-    print(f"exact: {checks} checks, {failures} failed")
-    return 1 if failures or not checks else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(lab.main("exact", lab.make_tokens, test_any_ranks, test_resume, test_close_to_fp32, test_not_finite, test_limits))

@@ -9,15 +9,8 @@ import subprocess
 import sys
 import tempfile
 
-checks = failures = 0
-
-
-def check(condition, what):
-    global checks, failures
-    checks += 1
-    if not condition:
-        failures += 1
-        print(f"test_launch: {what}")
+import lab
+from lab import check
 
 
 def run(command, folder, **environment):
@@ -105,8 +98,7 @@ def main():
         test_mpirun(folder)
         test_slurm(folder)
         test_mpijob()
-    print(f"launch: {checks} checks, {failures} failed")
-    return 1 if failures else 0
+    return lab.report("launch")
 
 
 sys.exit(main())

@@ -5,16 +5,10 @@ import os
 import subprocess
 import sys
 
+import lab
+from lab import check
+
 LAB = f"nt{os.getpid() % 100000}"
-checks = failures = 0
-
-
-def check(condition, what):
-    global checks, failures
-    checks += 1
-    if not condition:
-        failures += 1
-        print(f"test_netlab: {what}")
 
 
 def netlab(*arguments, timeout=120):
@@ -72,8 +66,7 @@ def main():
         check(netlab("up", *bad).returncode == 1 and not hosts(), f"up {bad}")
     ran = netlab("with", "clos", "2", "50mbit", "sh", "-c", "hostname; exit 3")
     check(ran.returncode in (3, 77) and not hosts(), f"with: {ran.returncode}, {hosts()}")
-    print(f"netlab: {checks} checks, {failures} failed")
-    return 1 if failures else 0
+    return lab.report("netlab")
 
 
 code = 1

@@ -9,20 +9,9 @@ import random
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import lab
 import tokenizer_lib as lib
-
-checks = failures = 0
-
-
-def check(condition, what):
-    global checks, failures
-    checks += 1
-    if not condition:
-        failures += 1
-        if failures <= 20:
-            print("failed:", what)
-
+from lab import check
 
 SPACES = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2003\u2009\u2028\u2029\u202f\u205f\u3000\x1c\x1d\x1e\x1f\u200b\u180e\ufeff"
 SCRIPTS = ((0x41, 0x5a), (0xc0, 0x24f), (0x300, 0x36f), (0x370, 0x3ff), (0x400, 0x52f), (0x590, 0x6ff),
@@ -167,8 +156,7 @@ def main():
         compare(path, rounds, True)
     else:
         print("GPT-2's own merges were not compared: no gpt2_vocab.bpe in data/ or $TOROID_DATA")
-    print(f"tokenizer: {checks} checks, {failures} failed")
-    return 1 if failures or not checks else 0
+    return lab.report("tokenizer")
 
 
 if __name__ == "__main__":
