@@ -84,14 +84,14 @@ def train(run, ranks, *more, code=0, env=()):
     return text
 
 
-def ckpt(*args):
-    p = subprocess.run([PROGRAM, "ckpt", *args], capture_output=True, text=True, timeout=LIMIT_SECONDS)
+def ckpt(*args, env=()):
+    p = subprocess.run([PROGRAM, "ckpt", *args], capture_output=True, text=True, timeout=LIMIT_SECONDS, env=dict(os.environ, **dict(env)))
     return p.returncode, p.stdout, p.stderr
 
 
-def restorable(place):
+def restorable(place, env=()):
     """(attempt, step) of what can be restored, newest first."""
-    lines = [line.split() for line in ckpt("ls", place)[1].split("\n")[1:] if " restorable " in line]
+    lines = [line.split() for line in ckpt("ls", place, env=env)[1].split("\n")[1:] if " restorable " in line]
     return [(int(line[1]), int(line[0])) for line in lines]
 
 
@@ -267,6 +267,43 @@ def test_unreachable():
           f"another store gets all that is here: {restorable('away')} {restorable('back')}")
 
 
+def test_s3_outage():
+    """A real server that fails in mid-run and comes back: training never waits, and in the end all is there; then ckpt gc."""
+    try:
+        import moto.server  # noqa: F401
+    except ImportError:
+        print("ckpt_train: without moto (pip install 'moto[server]'), an outage of S3 is not tried")
+        return
+    sys.path.insert(0, os.path.join(ROOT, "dev", "test"))
+    import s3_server
+    server, down, place = s3_server.open_server(), [], "s3://bucket/cloud/run"
+    proxy = s3_server.Proxy(server.port, lambda request: "503" if down else None)
+    env = {"AWS_ENDPOINT_URL": proxy.url, "AWS_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": server.info["aws_access_key_id"],
+           "AWS_SECRET_ACCESS_KEY": server.info["aws_secret_access_key"]}
+    try:
+        more = ["--checkpoint-every=1", f"--remote={place}"]
+        train("cloud", 2, "--steps=2", *more, env=env)
+        check(restorable(place, env)[0][1] == 2, f"S3: {restorable(place, env)}")
+        run = Run("cloud", 2, "--steps=14", *more, "--drain-seconds=0", env=env)
+        wait_for(lambda: not run.running() or committed("cloud/checkpoints")[1] >= 4)
+        down.append(True)
+        codes, text = run.wait()
+        check(codes == [0, 0] and text.count("not everything is there yet") == 1, f"an outage: {codes} {text[-600:]}")
+        check(text.count(" after ") <= 1, f"an outage is said once: {text[-900:]}")
+        check(metrics("cloud")[-1]["step"] == 14 and restorable("cloud")[0][1] == 14, "an outage: trained to its end")
+        down.clear()
+        train("cloud", 2, "--steps=15", *more, env=env)
+        here, there = restorable("cloud"), restorable(place, env)
+        check(there and there[0][1] == 15 and set(here) <= set(there), f"after the outage: {here} here, {there} there")
+        code, out, err = ckpt("gc", place, "--keep=1", env=env)
+        check(code == 0 and f"{len(there) - 1} checkpoints" in out, f"gc: {code} {out} {err}")
+        check(restorable(place, env) == there[:1], f"gc: {restorable(place, env)}")
+        check(ckpt("verify", place, env=env)[0] == 0, "gc: what stays is whole")
+    finally:
+        proxy.close()
+        server.close()
+
+
 def mounted(folder, megabytes):
     os.mkdir(folder)
     return os.geteuid() == 0 and not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", folder],
@@ -343,7 +380,7 @@ def main():
     for name in [key for key in os.environ if key.startswith("TOROID_")]:
         del os.environ[name]
     sizes = (1, 2, 3, 4, 8)
-    tests = [test_killed, test_resume, test_next_losses, test_unreachable, test_full_disk, test_term_with_remote, test_every]
+    tests = [test_killed, test_resume, test_next_losses, test_unreachable, test_s3_outage, test_full_disk, test_term_with_remote, test_every]
     if os.environ.get("KILLS"):
         tests = [lambda: test_killed(int(os.environ["KILLS"]))]
     elif os.environ.get("ALL"):
