@@ -10,6 +10,7 @@
 #include "model/kernels.h"
 #include "run/ckpt_command.h"
 #include "run/convert.h"
+#include "run/device_comm.h"
 #include "run/doctor.h"
 #include "run/evaluate.h"
 #include "run/metrics.h"
@@ -237,8 +238,10 @@ static void end_process(const char *line) {
 
 /* The ranks that were launched together train one model; if one fails, all do. */
 static bool train(const Options *o, int *exit_code, Error *err) {
-    const CommConfig config = {
-        .backend = o->comm, .topology = o->topology, .timeout_seconds = o->comm_timeout};
+    const CommConfig config = {.backend = o->comm,
+                               .topology = o->topology,
+                               .timeout_seconds = o->comm_timeout,
+                               .memory = device_comm_memory()};
     Comm *comm;
     if (!comm_open(&comm, &config, err)) return false;
     comm_watch(comm, FAILURE_GRACE_SECONDS, end_process);

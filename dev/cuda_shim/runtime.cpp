@@ -10,6 +10,7 @@
 #include <map>
 #include <mutex>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <vector>
 
 struct shim_stream {
@@ -108,6 +109,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "CUDA shim on the CPU");
     p->major = 9;
+    p->pciBusID = (int)(getpid() % 0x10000); /* a device for every process */
     p->multiProcessorCount = sms ? atoi(sms) : 4;
     p->maxThreadsPerMultiProcessor = 2048;
     p->l2CacheSize = 50 << 20;
@@ -179,6 +181,17 @@ cudaError_t cudaFreeHost(void *p) {
     return cudaFree(p);
 }
 
+cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned) {
+    Locked locked(lock);
+    pinned[static_cast<char *>(p)] = bytes;
+    return cudaSuccess;
+}
+cudaError_t cudaHostUnregister(void *p) {
+    Locked locked(lock);
+    cudaDeviceSynchronize();
+    return pinned.erase(static_cast<char *>(p)) ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 static bool is_pinned(const void *p) {
     const char *at = static_cast<const char *>(p);
     auto block = pinned.upper_bound(at);
@@ -232,6 +245,13 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     Locked locked(lock);
     drain(stream_of(stream), stream_of(stream)->pushed);
     return cudaSuccess;
+}
+/* Lets the stream go one piece on, as cudaEventQuery. */
+cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    Locked locked(lock);
+    shim_stream *s = stream_of(stream);
+    if (s->done < s->pushed) drain(s, s->done + 1);
+    return s->done < s->pushed ? cudaErrorNotReady : cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     shim_stream *s = event->stream;

@@ -73,7 +73,12 @@ static void copy_to_snapshot(Ckpt *c) {
     double from = log_seconds();
     for (size_t i = 0; i < c->shard.count; i++) {
         CkptPlanned *p = &c->shard.planned[i];
-        if (!p->view.copied) memcpy((char *)(uintptr_t)p->view.data, p->from, (size_t)p->bytes);
+        char *to = (char *)(uintptr_t)p->view.data;
+        if (p->view.copied) continue;
+        if (c->config.fetch)
+            c->config.fetch(c->config.fetch_ctx, to, p->from, (size_t)p->bytes);
+        else
+            memcpy(to, p->from, (size_t)p->bytes);
     }
     c->copy_seconds = log_seconds() - from;
 }
@@ -84,6 +89,8 @@ static bool write_shard(Ckpt *c, Error *err) {
         copy_to_snapshot(c);
         released(c);
     }
+    c->shard.fetch = c->from_snapshot ? NULL : c->config.fetch;
+    c->shard.fetch_ctx = c->config.fetch_ctx;
     CkptFile *file = ckpt_ring_take(&c->ring, &segment, err);
     bool ok = false;
     if (file) {

@@ -113,8 +113,10 @@ size_t ckpt_shard_extent(const CkptShardWriter *w, size_t first, uint64_t *bytes
     const char *end = w->by_address[first]->view.data;
     size_t i = first;
     *bytes = 0;
-    for (; i < w->count && (const char *)w->by_address[i]->view.data == end + *bytes; i++)
+    for (; i < w->count && (const char *)w->by_address[i]->view.data == end + *bytes; i++) {
+        if (w->by_address[i]->view.copied != w->by_address[first]->view.copied) break; /* other memory */
         *bytes += w->by_address[i]->bytes;
+    }
     return i;
 }
 

@@ -31,6 +31,9 @@ typedef struct {
     void *image; /* of the table and, behind it, the footer: blocks */
     void *header;
     char *bounces; /* CKPT_BOUNCES of CKPT_BOUNCE_BYTES */
+    /* What reads the views that are not `copied`, all through the bounces; NULL: they are host memory. */
+    void (*fetch)(void *ctx, void *host, const void *memory, size_t bytes);
+    void *fetch_ctx;
     CkptRecord record;
 } CkptShardWriter;
 

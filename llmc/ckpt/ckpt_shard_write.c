@@ -24,8 +24,8 @@ static bool submit(Stream *s, const void *data, size_t bytes, Error *err) {
     return true;
 }
 
-/* Sums `bytes` more bytes of the views in the order of by_address. */
-static void sum(Stream *s, uint64_t bytes) {
+/* Sums `bytes` more bytes of the views in the order of by_address, which are at `data`. */
+static void sum(Stream *s, const char *data, uint64_t bytes) {
     while (bytes) {
         const CkptPlanned *p = s->w->by_address[s->next];
         uint32_t chunk = (uint32_t)(s->summed / CKPT_CHUNK);
@@ -35,7 +35,8 @@ static void sum(Stream *s, uint64_t bytes) {
         uint32_t *crc = &s->w->table.crcs[p->first_chunk + chunk];
         if (s->summed % CKPT_CHUNK == 0)
             *crc = ckpt_seed(s->w->record.run, s->w->record.id, s->w->record.rank, p->first_chunk + chunk);
-        *crc = crc32c(*crc, (const char *)p->view.data + s->summed, (size_t)n);
+        *crc = crc32c(*crc, data, (size_t)n);
+        data += n;
         s->summed += n;
         bytes -= n;
         if (s->summed == p->bytes) {
@@ -79,11 +80,34 @@ static bool copy(Stream *s, const void *data, uint64_t bytes, Error *err) {
     return true;
 }
 
-/* From an extent's first byte: its whole pages go from where they are. */
-static bool put_extent(Stream *s, const char *data, uint64_t bytes, Error *err) {
+/* Views' bytes through the bounces, from memory that may not be the host's; summed on the way. */
+static bool copy_views(Stream *s, const CkptPlanned *first, uint64_t bytes, Error *err) {
+    const char *from = first->view.data;
+    if (!s->w->fetch || first->view.copied) {
+        sum(s, from, bytes);
+        return copy(s, from, bytes, err);
+    }
+    while (bytes) {
+        size_t n = CKPT_BOUNCE_BYTES - s->fill;
+        if (n > bytes) n = (size_t)bytes;
+        s->w->fetch(s->w->fetch_ctx, bounce(s) + s->fill, from, n);
+        sum(s, bounce(s) + s->fill, n);
+        from += n;
+        s->fill += n;
+        bytes -= n;
+        if (s->fill == CKPT_BOUNCE_BYTES && !flush(s, err)) return false;
+    }
+    return true;
+}
+
+/* The extent that begins with this view: its whole pages go from where they are, if that is host memory. */
+static bool put_extent(Stream *s, const CkptPlanned *first, uint64_t bytes, Error *err) {
+    const char *data = first->view.data;
     uint64_t before = (uintptr_t)data % CKPT_BLOCK, head = before ? CKPT_BLOCK - before : 0;
+    if (s->w->fetch && !first->view.copied)
+        return copy(s, NULL, before, err) && copy_views(s, first, bytes, err) && flush(s, err);
     if (head) {
-        sum(s, head);
+        sum(s, data, head);
         if (!copy(s, NULL, before, err) || !copy(s, data, head, err)) return false;
     }
     if (!flush(s, err)) return false;
@@ -91,12 +115,12 @@ static bool put_extent(Stream *s, const char *data, uint64_t bytes, Error *err) 
     bytes -= head;
     while (bytes >= CKPT_BLOCK) {
         uint64_t n = bytes < CKPT_WRITE_BYTES ? bytes / CKPT_BLOCK * CKPT_BLOCK : CKPT_WRITE_BYTES;
-        sum(s, n);
+        sum(s, data, n);
         if (!submit(s, data, (size_t)n, err)) return false;
         data += n;
         bytes -= n;
     }
-    sum(s, bytes);
+    sum(s, data, bytes);
     return copy(s, data, bytes, err) && flush(s, err);
 }
 
@@ -107,13 +131,12 @@ static bool put_payload(Stream *s, Error *err) {
         const CkptPlanned *first = w->by_address[i];
         ckpt_shard_extent(w, i, &bytes);
         CHECK_OP(s->at + s->fill, ==, first->offset - first->offset % CKPT_BLOCK);
-        if (!put_extent(s, first->view.data, bytes, err)) return false;
+        if (!put_extent(s, first, bytes, err)) return false;
     }
     for (size_t i = w->packed_from; i < w->count; i++) {
         const CkptPlanned *p = w->by_address[i];
         CHECK_OP(s->at + s->fill, <=, p->offset);
-        sum(s, p->bytes);
-        if (!copy(s, NULL, p->offset - s->at - s->fill, err) || !copy(s, p->view.data, p->bytes, err))
+        if (!copy(s, NULL, p->offset - s->at - s->fill, err) || !copy_views(s, p, p->bytes, err))
             return false;
     }
     return flush(s, err);

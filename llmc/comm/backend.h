@@ -44,6 +44,7 @@ typedef struct {
     Control *control;         /* finding, watching and stopping the other ranks */
     const Topology *topology; /* of the world; never NULL */
     const int *place;         /* (size) which rank of the topology each one is; NULL: as in the world */
+    const CommMemory *memory; /* of the device that the caller computes on; NULL: host memory */
     double timeout_seconds;
     int64_t step;      /* that errors name */
     CommHeader header; /* of the operation that runs; all 0 in open and close */
@@ -55,6 +56,7 @@ typedef struct {
 
 struct CommBackend {
     const char *name;
+    bool on_device; /* all data that the operations are given is memory of the device, and none otherwise */
     /* Could it carry this group here? If not: why not, in err. Called on every rank; the answers are combined. */
     bool (*usable)(const CommGroup *group, Error *err);
     bool (*open)(CommGroup *group, Error *err); /* together on all ranks of the group; state is NULL before */
@@ -74,6 +76,9 @@ struct CommBackend {
 
 extern const CommBackend comm_backend_self, comm_backend_mpi, comm_backend_shm, comm_backend_torus,
     comm_backend_hosts;
+#ifdef HAVE_NCCL
+extern const CommBackend comm_backend_nccl;
+#endif
 
 /* Has any rank of the world failed or given up? Then the reason is in err (which may be NULL). Cheap: one load. */
 bool comm_group_failed(CommGroup *group, Error *err);

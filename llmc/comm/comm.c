@@ -3,6 +3,7 @@
 #include "comm/comm.h"
 #include "base/check.h"
 #include "comm/fault.h"
+#include "comm/staging.h"
 #include "comm/world.h"
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,7 @@ size_t comm_type_bytes(CommType type) {
 static CommRequest begin(Comm *comm, WorldOperation o) {
     o.comm = comm;
     o.header.group = comm->group.id;
+    staging_note(comm->world, &o);
     fault_strike(&comm->group, atomic_load(&comm->world->step), &o);
     return world_begin(comm->world, o);
 }
@@ -168,11 +170,16 @@ static void *map_zeroed(Comm *comm, size_t bytes, Error *err) {
     return (char *)mapped + (at - (uintptr_t)mapped);
 }
 
+void *comm_alloc_host(Comm *comm, size_t bytes, Error *err) {
+    CommGroup *g = &comm->group;
+    return g->backend->alloc ? g->backend->alloc(g, bytes, err) : map_zeroed(comm, bytes, err);
+}
+
 void *comm_alloc(Comm *comm, size_t bytes, Error *err) {
     CommGroup *g = &comm->group;
     if (!world_take(comm->world, err)) return NULL;
     g->header = (CommHeader){0};
-    void *p = g->backend->alloc ? g->backend->alloc(g, bytes, err) : map_zeroed(comm, bytes, err);
+    void *p = comm->world->memory ? staging_alloc(comm, bytes, err) : comm_alloc_host(comm, bytes, err);
     world_release(comm->world);
     return p;
 }

@@ -1,14 +1,15 @@
 /* comm.h: collective operations among ranks, whatever carries them.
  *
- * A Comm is a group of ranks and a backend (a struct of functions with a name: self, mpi, shm, torus). Operations are
+ * A Comm is a group of ranks and a backend (a struct of functions with a name: self, mpi, shm, torus, nccl). Operations are
  * asynchronous: they are queued, run in the order they were begun by one thread of the Comm while the caller computes,
  * and waited for. All ranks of a group begin the same operations in the same order; a difference in operation, count,
  * type or reduction is an error on every rank, never a hang. Every wait has a deadline (CommConfig.timeout_seconds).
  * After the first error a Comm is dead: every later call returns that error, which names rank, host, peer, operation
  * and its sequence number.
  *
- * Buffers are host memory of the caller and must stay until the operation is done. Those from comm_alloc are shared
- * within a host, and then not copied. */
+ * Buffers are host memory of the caller, or memory from comm_alloc, and must stay until the operation is done. comm_alloc's
+ * is shared within a host, and then not copied; with CommConfig.memory it is memory of a device, which a backend either
+ * works on itself (nccl) or has copied to the host and back. */
 #ifndef LLMC_COMM_H
 #define LLMC_COMM_H
 #include "base/error.h"
@@ -25,11 +26,29 @@ size_t comm_type_bytes(CommType type);
 
 typedef struct Comm Comm;
 
+/* The memory of the device that the caller computes on, with the meaning that model/device.h gives these functions. Called
+ * from any thread. */
 typedef struct {
-    const char *backend;    /* self, mpi, shm, torus or auto */
-    const char *topology;   /* topology.h: "" (by the backend), ring:8, torus:4x4x4, flat:64, file:PATH */
-    double timeout_seconds; /* of every wait; 0: 10 */
-    int64_t step;           /* named in errors; comm_set_step changes it */
+    void *(*alloc)(size_t bytes);
+    void (*free)(void *memory, size_t bytes);
+    uint64_t (*mark)(void);
+    bool (*is_done)(uint64_t mark);
+    void (*read)(void *host, const void *device, size_t bytes);
+    void (*write)(void *device, const void *host, size_t bytes);
+    bool (*pin)(void *host, size_t bytes);
+    void (*unpin)(void *host);
+    void *(*stream_open)(void);
+    bool (*stream_is_done)(void *stream);
+    void (*stream_close)(void *stream);
+    const char *(*name)(void);
+} CommMemory;
+
+typedef struct {
+    const char *backend;      /* self, mpi, shm, torus, nccl or auto */
+    const char *topology;     /* topology.h: "" (by the backend), ring:8, torus:4x4x4, flat:64, file:PATH */
+    double timeout_seconds;   /* of every wait; 0: 10 */
+    int64_t step;             /* named in errors; comm_set_step changes it */
+    const CommMemory *memory; /* NULL: the caller computes in host memory. Must stay until comm_close */
 } CommConfig;
 
 /* The names that CommConfig.backend may have beside auto: index 0, 1, ...; NULL after the last. */
@@ -60,7 +79,9 @@ void comm_set_step(Comm *comm, int64_t step);
  * before the world. */
 bool comm_split(Comm *parent, int colour, int key, Comm **comm, Error *err);
 
-/* Memory that other ranks of the host can read where the backend can use that; zeroed, 2 MiB aligned. All ranks call
+/* Memory that other ranks of the host can read where the backend can use that; zeroed, 2 MiB aligned; with
+ * CommConfig.memory the device's, zeroed. What the caller launched on the device before an operation begins is waited for
+ * by the operation. All ranks call
  * it with the same bytes, in the same order. NULL with err if there is none. comm_close frees it. */
 void *comm_alloc(Comm *comm, size_t bytes, Error *err);
 

@@ -3,6 +3,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "comm/comm.h"
+#include "comm/staging.h"
 #include "comm/world.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,9 @@
 
 static const CommBackend *const backends[] = {
     &comm_backend_self, &comm_backend_shm, &comm_backend_torus, &comm_backend_hosts, &comm_backend_mpi,
+#ifdef HAVE_NCCL
+    &comm_backend_nccl,
+#endif
 };
 enum { BACKENDS = sizeof backends / sizeof *backends };
 
@@ -29,6 +33,7 @@ static Comm *make_comm(World *w, int rank, int size, uint32_t id, int *world_ran
                               .world = world_ranks,
                               .control = w->control,
                               .topology = &w->topology,
+                              .memory = w->memory,
                               .timeout_seconds = timeout,
                               .algorithm = "none"};
     w->references++;
@@ -106,9 +111,13 @@ static bool name_known(const char *name, Error *err) {
     return !strcmp(name, "auto") || error_set(err, "--comm %.40s: not one of %s", name, names);
 }
 
-/* The order in which `auto` asks: within a host, shared memory; on known wires, the torus, of hosts if several ranks share
- * one; where wires are not known, MPI, which may have faster ways than TCP. */
-static const CommBackend *candidate(int i, bool wired) {
+/* The order in which `auto` asks: for memory of GPUs, NCCL; within a host, shared memory; on known wires, the torus, of
+ * hosts if several ranks share one; where wires are not known, MPI, which may have faster ways than TCP. */
+static const CommBackend *candidate(int i, bool wired, bool on_device) {
+#ifdef HAVE_NCCL
+    if (on_device && i-- == 0) return &comm_backend_nccl;
+#endif
+    (void)on_device;
     static const CommBackend *const on_wires[] = {&comm_backend_shm, &comm_backend_hosts, &comm_backend_torus,
                                                   &comm_backend_mpi};
     static const CommBackend *const on_any[] = {&comm_backend_shm, &comm_backend_mpi, &comm_backend_hosts,
@@ -129,7 +138,8 @@ static bool choose_backend(Comm *comm, const char *name, char *why, size_t why_s
     comm->group.backend = &comm_backend_self;
     if (comm->group.size == 1) return true;
     const CommBackend *named = backend_named(name), *b;
-    for (int i = 0; (b = named ? named : candidate(i, comm->group.topology->axes > 0)); i++) {
+    for (int i = 0; (b = named ? named : candidate(i, comm->group.topology->axes > 0, comm->world->memory));
+         i++) {
         Error mine = {""}, objection;
         bool agreed, usable = b->usable(&comm->group, &mine);
         if (!all_agree(comm->world, usable, &mine, &agreed, &objection, err)) return false;
@@ -179,6 +189,7 @@ bool comm_open(Comm **out, const CommConfig *config, Error *err) {
     if (!name_known(c.backend, err)) return false;
     if (!world_open(&w, err)) goto out;
     atomic_store(&w->step, c.step);
+    w->memory = c.memory;
     if (!control_open(&w->control, c.timeout_seconds, err)) goto out;
     int rank = control_rank(w->control), size = control_size(w->control);
     if (!same_settings(w, &c, c.timeout_seconds, err)) goto out;
@@ -209,6 +220,7 @@ void comm_close(Comm *comm) {
     World *w = comm->world;
     if (!world_finish(w)) return; /* what a thread may still use is left alone: the process is about to end */
     comm->group.header = (CommHeader){0};
+    if (w->memory) staging_free(comm);
     if (comm->group.backend) comm->group.backend->close(&comm->group);
     for (CommBlock *next, *b = comm->blocks; b; b = next) {
         next = b->next;

@@ -54,6 +54,7 @@ static bool barrier(CommGroup *group, Error *err) {
 
 const CommBackend comm_backend_self = {
     .name = "self",
+    .on_device = true, /* nothing is touched */
     .usable = usable,
     .open = open_group,
     .close = close_group,

@@ -3,6 +3,7 @@
 #include "comm/world.h"
 #include "base/check.h"
 #include "base/log.h"
+#include "comm/staging.h"
 #include <signal.h>
 #include <stdlib.h>
 #include <time.h>
@@ -35,14 +36,11 @@ static bool say_dead(World *w, Error *err) {
     return true;
 }
 
-static bool run_operation(const WorldOperation *o, Error *err) {
+static bool call_backend(const WorldOperation *o, Error *err) {
     CommGroup *g = &o->comm->group;
     const CommBackend *b = g->backend;
     CommType type = (CommType)o->header.type;
     CommOp op = (CommOp)o->header.op;
-    g->header = o->header;
-    g->step = (int64_t)atomic_load(&o->comm->world->step);
-    if (comm_group_failed(g, err)) return false;
     switch ((CommOperation)o->header.operation) {
     case OPERATION_ALL_REDUCE: return b->all_reduce(g, o->data, o->count, type, op, err);
     case OPERATION_REDUCE_SCATTER: return b->reduce_scatter(g, o->data, o->offsets, type, op, err);
@@ -54,6 +52,14 @@ static bool run_operation(const WorldOperation *o, Error *err) {
     }
     CHECK(false && "a CommOperation");
     return false;
+}
+
+static bool run_operation(const WorldOperation *o, Error *err) {
+    CommGroup *g = &o->comm->group;
+    g->header = o->header;
+    g->step = (int64_t)atomic_load(&o->comm->world->step);
+    if (comm_group_failed(g, err)) return false;
+    return staging_run(o, call_backend, err);
 }
 
 /* Runs the operation at the head; the lock is released meanwhile. */

@@ -19,7 +19,11 @@ typedef struct {
     const size_t *offsets;
     size_t count;
     int peer;
+    bool on_device; /* data is device memory, */
+    uint64_t mark;  /* which is as it should be when this is done */
 } WorldOperation;
+
+typedef struct StagedBlock StagedBlock;
 
 typedef struct {
     Control *control;
@@ -38,6 +42,10 @@ typedef struct {
     void (*end)(const char *line); /* comm_watch */
     int references;                /* Comms */
     uint32_t groups;               /* made so far, on any rank of mine */
+    const CommMemory *memory;      /* NULL: host memory */
+    StagedBlock *staged;           /* staging.c: blocks of device memory, */
+    char *scratch;                 /* and one for data of the host */
+    size_t scratch_bytes;
 } World;
 
 typedef struct CommBlock {
@@ -54,6 +62,9 @@ struct Comm {
     CommBlock *blocks;
     char description[COMM_DESCRIPTION_BYTES];
 };
+
+/* Host memory, as comm_alloc gives it without a device. Between world_take and world_release. */
+void *comm_alloc_host(Comm *comm, size_t bytes, Error *err);
 
 bool world_open(World **world, Error *err);
 /* Ends the worker and the control plane. */

@@ -121,6 +121,45 @@ void device_write_floats(floatX *device, const float *host, size_t n) {
     memcpy(device, host, n * sizeof(float));
 }
 
+/* --- beside the computing: memory is memory, and a kernel has returned when it is done --- */
+
+bool device_memory_is_host(void) {
+    return true;
+}
+uint64_t device_mark(void) {
+    return 1;
+}
+bool device_is_done(uint64_t mark) {
+    (void)mark;
+    return true;
+}
+void device_fetch(void *host, const void *device, size_t bytes) {
+    memcpy(host, device, bytes);
+}
+void device_put(void *device, const void *host, size_t bytes) {
+    memcpy(device, host, bytes);
+}
+bool device_pin(void *host, size_t bytes) {
+    (void)host, (void)bytes;
+    return false;
+}
+void device_unpin(void *host) {
+    (void)host;
+}
+void *device_stream_open(void) {
+    CHECK(false); /* there is no other library's work */
+    return NULL;
+}
+bool device_stream_is_done(void *stream) {
+    return !stream;
+}
+void device_stream_close(void *stream) {
+    CHECK(!stream);
+}
+const char *device_name(void) {
+    return "CPU";
+}
+
 void *cpu_scratch(int slot, size_t bytes) {
     static void *memory[NUM_SCRATCH];
     static size_t size[NUM_SCRATCH];

@@ -155,6 +155,87 @@ void device_write_floats(floatX *device, const float *host, size_t n) {
     }
 }
 
+/* --- beside the computing --- */
+
+bool device_memory_is_host(void) {
+    return false;
+}
+
+/* An event for each of the last MARKS marks. An older one's event says more than was asked for: that is late, not wrong. */
+static const uint64_t MARKS = 4096;
+static cudaEvent_t mark_events[MARKS];
+static uint64_t marks;
+
+uint64_t device_mark(void) {
+    device::select();
+    cudaEvent_t *event = &mark_events[++marks % MARKS];
+    if (!*event) GPU_CHECK(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
+    GPU_CHECK(cudaEventRecord(*event, gpu.stream));
+    return marks;
+}
+
+bool device_is_done(uint64_t mark) {
+    device::select();
+    cudaError_t error = cudaEventQuery(mark_events[mark % MARKS]);
+    if (error != cudaErrorNotReady) GPU_CHECK(error);
+    return error == cudaSuccess;
+}
+
+/* Of the calling thread; as many as there are threads that copy. */
+static cudaStream_t copy_stream() {
+    static thread_local cudaStream_t stream;
+    device::select();
+    if (!stream) GPU_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    return stream;
+}
+
+void device_fetch(void *host, const void *device, size_t bytes) {
+    cudaStream_t stream = copy_stream();
+    GPU_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream));
+    GPU_CHECK(cudaStreamSynchronize(stream));
+}
+
+void device_put(void *device, const void *host, size_t bytes) {
+    cudaStream_t stream = copy_stream();
+    GPU_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream));
+    GPU_CHECK(cudaStreamSynchronize(stream));
+}
+
+bool device_pin(void *host, size_t bytes) {
+    device::select();
+    if (cudaHostRegister(host, bytes, cudaHostRegisterDefault) == cudaSuccess) return true;
+    cudaGetLastError(); /* a limit of the system: copies are only slower */
+    return false;
+}
+
+void device_unpin(void *host) {
+    GPU_CHECK(cudaHostUnregister(host));
+}
+
+void *device_stream_open(void) {
+    cudaStream_t stream;
+    device::select();
+    GPU_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    return stream;
+}
+
+bool device_stream_is_done(void *stream) {
+    cudaError_t error = cudaStreamQuery((cudaStream_t)stream);
+    if (error != cudaErrorNotReady) GPU_CHECK(error);
+    return error == cudaSuccess;
+}
+
+void device_stream_close(void *stream) {
+    GPU_CHECK(cudaStreamDestroy((cudaStream_t)stream));
+}
+
+const char *device_name(void) {
+    static char name[32];
+    snprintf(name, sizeof name, "%04x:%02x:%02x", (unsigned)device::properties.pciDomainID,
+             (unsigned)device::properties.pciBusID, (unsigned)device::properties.pciDeviceID);
+    return name;
+}
+
 void *gpu_scratch(int slot, size_t bytes) {
     static void *memory[NUM_SCRATCH];
     static size_t size[NUM_SCRATCH];

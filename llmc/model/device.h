@@ -6,6 +6,7 @@
 #ifndef LLMC_DEVICE_H
 #define LLMC_DEVICE_H
 #include "base/error.h"
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #ifdef __cplusplus
@@ -55,6 +56,29 @@ void device_read(void *host, const void *device, size_t bytes);
 /* fp32 values of n stored elements, and the reverse (rounded to nearest even). */
 void device_read_floats(float *host, const floatX *device, size_t n);
 void device_write_floats(floatX *device, const float *host, size_t n);
+
+/* --- beside the computing: for communication and checkpoints, from threads of their own --- */
+
+/* Is device memory ordinary memory, which others may read and write without copies? Then there is nothing to wait for
+ * either. */
+bool device_memory_is_host(void);
+/* A number for all that the caller has launched so far, and: has that been done? Numbers start at 1. */
+uint64_t device_mark(void);
+bool device_is_done(uint64_t mark);
+/* Copies that wait for nothing that was launched: only of memory that no kernel under way writes, or reads. When they
+ * return, they are done. */
+void device_fetch(void *host, const void *device, size_t bytes);
+void device_put(void *device, const void *host, size_t bytes);
+/* Host memory (whole pages) that is copied faster from now on, until device_unpin. False: it stays as it is. */
+bool device_pin(void *host, size_t bytes);
+void device_unpin(void *host);
+/* A queue for work of other libraries on the device (a cudaStream_t), and: has all of it been done? Only where device
+ * memory is not host memory. */
+void *device_stream_open(void);
+bool device_stream_is_done(void *stream);
+void device_stream_close(void *stream);
+/* The device's name in its machine; two processes with the same one share it. Lives for ever. */
+const char *device_name(void);
 
 #ifdef __cplusplus
 }

@@ -1,4 +1,5 @@
 /* checkpoint.c: see checkpoint.h. */
+#define _DEFAULT_SOURCE
 #include "run/checkpoint.h"
 #include "base/check.h"
 #include "base/file.h"
@@ -9,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 
 static const CkptId NO_ID = {0, 0};
 
@@ -245,6 +247,18 @@ static bool read_view(const Checkpoint *c, CkptId id, const TensorView *v, void 
     return tried ? false : error_set(err, "%s: is not in the checkpoint", v->name);
 }
 
+/* To where the view is: state is the host's, tensors are the device's. */
+static bool read_to_device(const Checkpoint *c, CkptId id, const TensorView *v, Error *err) {
+    void *to = (void *)(uintptr_t)v->data;
+    if (v->copied || device_memory_is_host()) return read_view(c, id, v, to, err);
+    size_t bytes = (size_t)(v->end - v->begin) * ckpt_type_bytes(v->type);
+    void *host = malloc(bytes ? bytes : 1);
+    bool ok = host ? read_view(c, id, v, host, err) : error_set(err, "%s: no memory to read it", v->name);
+    if (ok) device_write(to, host, bytes);
+    free(host);
+    return ok;
+}
+
 /* This rank's tensors, by several threads: checking sums is work. */
 static bool read_views(Checkpoint *c, CkptId id, Error *err) {
     bool ok = true;
@@ -252,7 +266,7 @@ static bool read_views(Checkpoint *c, CkptId id, Error *err) {
     for (size_t i = 0; i < c->num_views; i++) {
         const TensorView *v = &c->views[i];
         Error why;
-        if (read_view(c, id, v, (void *)(uintptr_t)v->data, &why) || i >= c->num_needed) continue;
+        if (read_to_device(c, id, v, &why) || i >= c->num_needed) continue;
 #pragma omp critical
         {
             if (ok) *err = why;
@@ -457,6 +471,13 @@ static bool start_drain(Checkpoint *c, Error *err) {
     return drain_open(&c->drain, &config, err);
 }
 
+/* For ckpt_begin: tensors, as the kernels that were launched before it leave them. */
+static void fetch_tensor(void *ctx, void *host, const void *memory, size_t bytes) {
+    const Checkpoint *c = ctx;
+    while (!device_is_done(c->mark)) nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+    device_fetch(host, memory, bytes);
+}
+
 bool checkpoint_start(Checkpoint *c, Error *err) {
     close_readers(c);
     if (!file_make_directory(c->config.staging, err)) return false;
@@ -474,7 +495,9 @@ bool checkpoint_start(Checkpoint *c, Error *err) {
                          .views_max = (int)c->num_views,
                          .keep = c->config.keep,
                          .keep_until_uploaded = *c->config.remote != 0,
-                         .policy = policy_of(c->config.policy)};
+                         .policy = policy_of(c->config.policy),
+                         .fetch = device_memory_is_host() ? NULL : fetch_tensor,
+                         .fetch_ctx = c};
     memcpy(config.run, c->run, sizeof config.run);
     c->last_begun = log_seconds();
     return ckpt_open(&c->ckpt, &config, err) && (!config.node_first || start_drain(c, err));
@@ -507,6 +530,7 @@ static void settle(Checkpoint *c, const CheckpointVote *sums) {
 }
 
 static bool begin(Checkpoint *c, int64_t step, bool best, Error *err) {
+    if (!ckpt_status(c->ckpt).writing) c->mark = device_mark();
     if (!ckpt_begin(c->ckpt, (uint64_t)step, c->views, c->num_views, err)) return false;
     c->pending = step;
     c->pending_best = best;

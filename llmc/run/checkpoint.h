@@ -81,6 +81,7 @@ typedef struct {
     uint8_t run[16];              /* UUID */
     int64_t pending;              /* step begun and not yet committed; -1: none */
     bool pending_best;
+    uint64_t mark;     /* device_mark of what is being saved */
     double last_begun; /* log_seconds */
     bool asked;        /* for a checkpoint that could not be begun yet */
     bool said_behind;

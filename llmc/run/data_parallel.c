@@ -33,6 +33,9 @@ static size_t block_begin(const DataParallel *p, int bucket) {
     return sum;
 }
 
+/* The stored element on its way among ranks. */
+static const CommType FLOATX_TYPE = sizeof(floatX) == sizeof(uint16_t) ? COMM_BF16 : COMM_FP32;
+
 static int32_t *exact_sums(const DataParallel *p) {
     return p->wire;
 }
@@ -40,8 +43,10 @@ static int32_t *exact_sums(const DataParallel *p) {
 /* One more micro-batch's gradients of a bucket go onto the grids, and become zero. */
 static void put_on_grids(DataParallel *p, int bucket) {
     size_t begin = bucket_begin(p, bucket), block = block_begin(p, bucket);
-    exact_add(exact_sums(p) + begin, p->model->grads + begin, p->most + block, p->levels + block,
-              offsets_of(p, bucket)[p->size], p->bits, p->fresh);
+    if (!p->levels_written) device_write(p->device_levels, p->levels, p->blocks);
+    p->levels_written = true;
+    exact_add(exact_sums(p) + begin, p->model->grads + begin, p->device_most + block,
+              p->device_levels + block, offsets_of(p, bucket)[p->size], p->bits, p->fresh);
     if (bucket == 0) p->fresh = false;
 }
 
@@ -49,14 +54,14 @@ static CommRequest begin_reduce(DataParallel *p, int bucket) {
     size_t begin = bucket_begin(p, bucket), *offsets = offsets_of(p, bucket);
     floatX *grads = p->model->grads + begin;
     switch (p->reduce) {
-    case REDUCE_FP32: return comm_reduce_scatter(p->comm, grads, offsets, COMM_FP32, COMM_SUM);
+    case REDUCE_FP32: return comm_reduce_scatter(p->comm, grads, offsets, FLOATX_TYPE, COMM_SUM);
     case REDUCE_BF16:
         bf16_from_floats((uint16_t *)p->wire + begin, grads, offsets[p->size]);
         return comm_reduce_scatter(p->comm, (uint16_t *)p->wire + begin, offsets, COMM_BF16, COMM_SUM);
     case REDUCE_EXACT: break;
     }
     CommRequest request = comm_reduce_scatter(p->comm, exact_sums(p) + begin, offsets, COMM_INT32, COMM_SUM);
-    return bucket ? request : comm_all_reduce(p->comm, p->most, p->blocks, COMM_UINT8, COMM_MAX);
+    return bucket ? request : comm_all_reduce(p->comm, p->device_most, p->blocks, COMM_UINT8, COMM_MAX);
 }
 
 static void layer_done(void *ctx, int layer) {
@@ -88,7 +93,7 @@ size_t data_parallel_bytes(size_t n, Reduce reduce) {
     switch (reduce) {
     case REDUCE_FP32: return 0;
     case REDUCE_BF16: return n * sizeof(uint16_t);
-    case REDUCE_EXACT: return n * sizeof(int32_t) + blocks_in(n) * (2 + sizeof(double));
+    case REDUCE_EXACT: return n * sizeof(int32_t) + blocks_in(n) * (4 + 2 * sizeof(double));
     }
     return 0;
 }
@@ -114,10 +119,14 @@ static bool open_exact(DataParallel *p, int64_t micro_batches, Error *err) {
                          "--total-batch)",
                          (long long)micro_batches, EXACT_TERMS_MAX);
     p->bits = exact_bits(micro_batches);
-    p->most = comm_alloc(p->comm, p->blocks, err);
-    if (!p->most) return false;
+    p->device_most = comm_alloc(p->comm, p->blocks, err);
+    if (!p->device_most) return false;
+    p->most = calloc(p->blocks, 1);
     p->squares = calloc(p->blocks, sizeof *p->squares);
-    return p->squares || error_set(err, "no memory for sums of %zu blocks", p->blocks);
+    p->device_levels = device_alloc(p->blocks);
+    p->device_squares = device_alloc(p->blocks * sizeof *p->squares);
+    return (p->most && p->squares && p->device_levels && p->device_squares) ||
+           error_set(err, "no memory for sums of %zu blocks", p->blocks);
 }
 
 bool data_parallel_open(DataParallel *p, Comm *comm, GPT2 *m, Reduce reduce, int64_t micro_batches,
@@ -148,7 +157,10 @@ void data_parallel_close(DataParallel *p) {
     free(p->shares);
     free(p->requests);
     free(p->levels);
+    free(p->most);
     free(p->squares);
+    device_free(p->device_levels, p->blocks);
+    device_free(p->device_squares, p->blocks * sizeof *p->squares);
     *p = (DataParallel){0};
 }
 
@@ -200,8 +212,10 @@ static void predict(DataParallel *p) {
 
 /* Were the grids right? Then the gradients are read from them, and the next step's are predicted. */
 static bool read_grids(DataParallel *p) {
+    device_read(p->most, p->device_most, p->blocks);
     ExactVerdict verdict = judge(p);
     p->fresh = true;
+    p->levels_written = false;
     p->not_finite = verdict == EXACT_NOT_FINITE;
     if (verdict == EXACT_TOO_LARGE || verdict == EXACT_TOO_COARSE) {
         memcpy(p->levels, p->most, p->blocks);
@@ -212,9 +226,10 @@ static bool read_grids(DataParallel *p) {
     for (int b = 0; b < p->buckets; b++) {
         AdamWRange share = p->shares[b];
         size_t block = block_begin(p, b) + (share.begin - bucket_begin(p, b)) / EXACT_BLOCK;
-        exact_read(p->model->grads + share.begin, p->squares + block, exact_sums(p) + share.begin,
-                   p->levels + block, share.end - share.begin, p->bits);
+        exact_read(p->model->grads + share.begin, p->device_squares + block, exact_sums(p) + share.begin,
+                   p->device_levels + block, share.end - share.begin, p->bits);
     }
+    device_read(p->squares, p->device_squares, p->blocks * sizeof *p->squares);
     predict(p);
     return true;
 }
@@ -245,7 +260,7 @@ void data_parallel_gather(DataParallel *p) {
     if (p->reduce != REDUCE_EXACT) device_zero(p->model->grads, p->model->param_count * sizeof(floatX));
     for (int b = 0; b < p->buckets; b++)
         p->requests[b] =
-            comm_all_gather(p->comm, p->model->params + bucket_begin(p, b), offsets_of(p, b), COMM_FP32);
+            comm_all_gather(p->comm, p->model->params + bucket_begin(p, b), offsets_of(p, b), FLOATX_TYPE);
 }
 
 bool data_parallel_sum(DataParallel *p, const ExactSum *sums, double *values, int count, Error *err) {

@@ -34,14 +34,17 @@ typedef struct {
     void *wire; /* (param_count) what travels instead of the gradients: int32 of exact, bf16 of bf16 */
     int32_t digits[DATA_PARALLEL_SUMS_MAX][EXACT_DIGITS];
     /* exact: */
-    int bits;        /* exact_bits */
-    size_t blocks;   /* EXACT_BLOCK elements, cut anew in every bucket */
-    uint8_t *levels; /* (blocks) the grids of the step; saved with a run */
-    uint8_t *most;   /* (blocks) what they had to hold */
-    double *squares; /* (blocks) sums of squares, of this rank's shares */
-    bool fresh;      /* the next backward is the first of the step */
-    bool not_finite; /* some micro-batch of the step had a NaN or an infinity */
-    int64_t repeats; /* steps computed twice so far */
+    int bits;                             /* exact_bits */
+    size_t blocks;                        /* EXACT_BLOCK elements, cut anew in every bucket */
+    uint8_t *levels;                      /* (blocks) the grids of the step; saved with a run */
+    uint8_t *most;                        /* (blocks) what they had to hold */
+    double *squares;                      /* (blocks) sums of squares, of this rank's shares */
+    uint8_t *device_levels, *device_most; /* (blocks) the same, where kernels have them */
+    double *device_squares;
+    bool levels_written; /* device_levels are the levels */
+    bool fresh;          /* the next backward is the first of the step */
+    bool not_finite;     /* some micro-batch of the step had a NaN or an infinity */
+    int64_t repeats;     /* steps computed twice so far */
     bool failed;
     Error error; /* of a wait inside the walk, which cannot stop there: said by the next wait outside */
 } DataParallel;

@@ -1,0 +1,19 @@
+/* device_comm.c: see device_comm.h. */
+#include "run/device_comm.h"
+#include "model/device.h"
+
+const CommMemory *device_comm_memory(void) {
+    static const CommMemory memory = {.alloc = device_alloc,
+                                      .free = device_free,
+                                      .mark = device_mark,
+                                      .is_done = device_is_done,
+                                      .read = device_fetch,
+                                      .write = device_put,
+                                      .pin = device_pin,
+                                      .unpin = device_unpin,
+                                      .stream_open = device_stream_open,
+                                      .stream_is_done = device_stream_is_done,
+                                      .stream_close = device_stream_close,
+                                      .name = device_name};
+    return device_memory_is_host() ? NULL : &memory;
+}
