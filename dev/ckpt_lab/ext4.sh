@@ -41,6 +41,7 @@ truncate -s 32M "$work/base.img"
 mkfs.ext4 -q -b 4096 -J size=4 -E lazy_itable_init=0 -O ^resize_inode "$work/base.img" || exit 1
 cp "$work/base.img" "$work/disk.img"
 "$build/ckpt_lab/write_log" "$work/disk.img" "$work/log" "$work/fuse" 2>"$work/fuse.txt" &
+server=$!
 for _ in $(seq 50); do
     [ ! -e "$work/fuse/disk" ] || break
     sleep 0.1
@@ -52,11 +53,12 @@ mounted=1
 "$build/ckpt_lab/driver" write "$work/mount/staging" --checkpoints="${CHECKPOINTS:-150}" --acks="$work/fuse/mark" "$@" || exit 1
 umount "$work/mount" && mounted=''
 losetup -d "$loop" && loop=''
-for _ in $(seq 100); do # the loop device lets go a little later
+for _ in $(seq 50); do # the loop device lets go a little later, or never, where another mount namespace has it too
     fusermount3 -u "$work/fuse" 2>/dev/null && break
     sleep 0.1
 done
-wait
+kill "$server" 2>/dev/null
+wait "$server"
 "$build/ckpt_lab/images" "$work/base.img" "$work/log" "$build/ckpt_lab/driver" "$memory" --images="$images" --seed="$seed" "$@" &
 checking=$!
 wait $checking
