@@ -76,8 +76,9 @@ static void check_bf16() {
 
 static __global__ void sum_kernel(float *out, const float *x, int rounds) {
     for (int i = 0; i < rounds; i++) {
-        float sum = block_sum(x[threadIdx.x] + (float)i), max = block_max(x[threadIdx.x]);
-        out[(size_t)i * blockDim.x + threadIdx.x] = sum + max;
+        float sum = block_sum(x[threadIdx.x] + (float)i), twice = block_sum(2 * x[threadIdx.x]),
+              max = block_max(x[threadIdx.x]);
+        out[(size_t)i * blockDim.x + threadIdx.x] = sum + max + twice;
     }
 }
 
@@ -87,7 +88,7 @@ static void check_reductions(unsigned threads) {
     float max = threads > 11 ? 12 : 0;
     LAUNCH(sum_kernel, 1, threads, 0, gpu.stream, out, x, 3);
     for (unsigned i = 0; i < threads * 3; i++) {
-        float want = sum + (float)(i / threads * threads) + max;
+        float want = sum + (float)(i / threads * threads) + max + 2 * sum;
         TEST_CHECK(out[i] == want, "%u threads, %u: %g, want %g", threads, i, (double)out[i], (double)want);
     }
     free(x);
