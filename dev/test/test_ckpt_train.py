@@ -4,6 +4,7 @@ weights of the run that nothing happened to, and no committed checkpoint is ever
 
     python3 dev/test/test_ckpt_train.py [path of train_gpt2]
     KILLS=1000 nice -n 19 python3 dev/test/test_ckpt_train.py build/train_gpt2     many kills only, with a summary
+                                                 (RANKS="1 3": of runs of so many ranks; SECONDS_MAX: no longer than that)
     ALL=1 python3 dev/test/test_ckpt_train.py build/train_gpt2                     every N -> M of 1, 2, 3, 4, 8 only"""
 import glob
 import json
@@ -101,13 +102,15 @@ def committed(place):
     for path in glob.glob(f"{place}/manifest/*.log"):
         try:
             with open(path, "rb") as file:
-                data = file.read()
+                while True:  # 16 blocks without a record end it
+                    data = file.read(16 * 4096)
+                    records = [data[at:at + 48] for at in range(0, len(data), 4096) if data[at:at + 8] == b"toroidck"]
+                    if not records:
+                        break
+                    newest = max([newest, *((int.from_bytes(r[32:36], "little"), int.from_bytes(r[40:48], "little"))
+                                            for r in records if r[12] == COMMIT)])
         except FileNotFoundError:
             continue
-        for at in range(0, len(data), 4096):
-            if data[at:at + 8] == b"toroidck" and data[at + 12] == COMMIT:
-                newest = max(newest, (int.from_bytes(data[at + 32:at + 36], "little"),
-                                      int.from_bytes(data[at + 40:at + 48], "little")))
     return newest
 
 
@@ -146,7 +149,7 @@ class Kills:
         self.ranks, self.random = ranks, random.Random(seed)
         self.more = [f"--steps={self.STEPS}", "--checkpoint-every=1", "--reduce=exact", "--resume=auto"]
         self.kills = self.done = self.starts = self.before_first = self.incomplete = self.uncommitted = 0
-        self.number, self.seen = 0, (0, 0)
+        self.number, self.seen, self.found = 0, (0, 0), []
         begin = time.monotonic()
         train(f"straight{ranks}", ranks, *self.more)
         self.seconds = time.monotonic() - begin
@@ -157,7 +160,7 @@ class Kills:
     def kill_once(self):
         """One start: killed, or through. Half of the times shortly behind a commit, where most happens."""
         place, what = f"{self.folder()}/checkpoints", f"{self.folder()}, start {self.starts}"
-        found = restorable(place)
+        found = self.found
         run = Run(self.folder(), self.ranks, *self.more)
         self.starts += 1
         if self.random.random() < 0.5:
@@ -176,7 +179,7 @@ class Kills:
         self.judge(place, what, codes, text)
 
     def judge(self, place, what, codes, text):
-        found = restorable(place)
+        found = self.found = restorable(place)
         newest = found[0] if found else (0, 0)
         check(newest >= self.seen, f"{what}: {self.seen} was committed, the newest restorable is {newest}")
         self.uncommitted += newest > self.seen
@@ -193,11 +196,15 @@ class Kills:
             check(newest[1] == self.STEPS, f"{what}: the last state is {newest}")
             shutil.rmtree(self.folder())
             self.number += 1
-            self.seen = (0, 0)
+            self.seen, self.found = (0, 0), []
 
-    def run(self, kills):
-        while self.kills < kills and not failures:
+    def run(self, kills, end):
+        done = 0
+        while self.kills < kills and not failures and time.monotonic() < end:
             self.kill_once()
+            if os.environ.get("KILLS") and self.done > done:
+                print(f"{self.ranks} ranks, {self.kills} kills, {self.starts} starts, {self.done} runs done and the same", flush=True)
+            done = self.done
         if os.path.exists(self.folder()):  # and it ends well
             train(self.folder(), self.ranks, *self.more)
             self.done += same(self.folder(), f"straight{self.ranks}", "after the last kill")
@@ -213,10 +220,12 @@ class Kills:
 
 
 def test_killed(kills=15):
-    for ranks, part in ((1, kills - kills // 2), (3, kills // 2)):
+    sizes = [int(ranks) for ranks in os.environ.get("RANKS", "1 3").split()]
+    limit = float(os.environ.get("SECONDS_MAX", "1e9")) / len(sizes)
+    for i, ranks in enumerate(sizes):
         k = Kills(ranks, seed=ranks)
-        k.run(part)
-        if kills > 15:
+        k.run((kills + len(sizes) - 1 - i) // len(sizes), time.monotonic() + limit)
+        if os.environ.get("KILLS"):
             print(k.summary(), flush=True)
 
 
