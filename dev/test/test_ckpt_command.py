@@ -50,7 +50,7 @@ def steps(place):
 
 
 def segment_of(place, step):
-    return next(path for at, path in lab.segments(place) if at == step)
+    return next((path for at, path in lab.segments(place) if at == step), None)
 
 
 def flip(path, at):
