@@ -41,13 +41,30 @@ $(BUILD)/$(1)/%.cpp.o: %.cpp dev/cuda_shim/shim.mk
 endef
 $(foreach profile,shim-fp32 shim-bf16,$(eval $(call SHIM_RULES,$(profile))))
 
+# --comm=nccl, with a small NCCL of our own: the files of llmc/comm that depend on it are compiled once more.
+SHIM_NCCL := $(addprefix $(BUILD)/shim-nccl/,llmc/comm/comm_open.o llmc/comm/comm_nccl.o fake_nccl.o)
+$(BUILD)/shim-nccl/llmc/comm/%.o: llmc/comm/%.c dev/cuda_shim/shim.mk
+	@mkdir -p $(@D)
+	@echo '  CC   $@'
+	@$(CC) $(CFLAGS) $(MPI_CFLAGS) -DHAVE_NCCL -isystem dev/cuda_shim/nccl -MMD -MP -c -o $@ $<
+$(BUILD)/shim-nccl/fake_nccl.o: dev/cuda_shim/nccl/fake_nccl.cpp dev/cuda_shim/shim.mk
+	@mkdir -p $(@D)
+	@echo '  CXX  $@'
+	@$(CXX_SHIM) $(CXXFLAGS_SHIM) -MMD -MP -c -o $@ $<
+$(BUILD)/shim-nccl/train_gpt2: $(BUILD)/train_gpt2.o
+$(BUILD)/shim-nccl/test_comm: $(BUILD)/dev/test/test_comm.o
+$(BUILD)/shim-nccl/train_gpt2 $(BUILD)/shim-nccl/test_comm: $(SHIM_NCCL) $(BUILD)/shim-fp32/libtoroid.a
+	@echo '  LD   $@'
+	@$(CC) $(LDFLAGS) -o $@ $(filter-out %.a,$^) $(filter %.a,$^) $(LDLIBS) -lstdc++
+
 SHIM_PROGRAMS := $(BUILD)/train_gpt2 \
     $(addprefix $(BUILD)/shim-fp32/,train_gpt2 test_gpt2 test_kernels test_decode test_attention test_exact \
         test_cuda_shim test_cuda_matmul test_cuda_attention) \
-    $(addprefix $(BUILD)/shim-bf16/,train_gpt2 test_cuda_bf16 test_cuda_matmul test_cuda_attention)
+    $(addprefix $(BUILD)/shim-bf16/,train_gpt2 test_cuda_bf16 test_cuda_matmul test_cuda_attention) \
+    $(addprefix $(BUILD)/shim-nccl/,train_gpt2 test_comm)
 
 build-cuda-shim: $(SHIM_PROGRAMS)
 test-cuda-shim: build-cuda-shim
 	@dev/cuda_shim/test.sh $(BUILD)
 .PHONY: build-cuda-shim test-cuda-shim
--include $(shell find $(BUILD)/shim-fp32 $(BUILD)/shim-bf16 -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD)/shim-fp32 $(BUILD)/shim-bf16 $(BUILD)/shim-nccl -name '*.d' 2>/dev/null)

@@ -5,6 +5,8 @@
 #include "base/check.h"
 #include "comm/comm.h"
 #include "comm_lab.h"
+#include "model/device.h"
+#include "run/device_comm.h"
 #include "test.h"
 
 static const double LIMIT = 120, FAULT_TIMEOUT = 2, FAULT_LIMIT = 30;
@@ -204,8 +206,16 @@ static int fail_rank(const Error *err) {
     return EXIT_FAILED;
 }
 
+/* Of a build for the CUDA shim, whose device memory can be read as if it were the host's. */
+static const CommMemory *memory(void) {
+    const DeviceConfig config = {.threads = 1};
+    Error err;
+    CHECK(device_open(&config, &err));
+    return device_comm_memory();
+}
+
 static int rank_check(void) {
-    CommConfig config = {.backend = lab_argument(), .timeout_seconds = 60};
+    CommConfig config = {.backend = lab_argument(), .timeout_seconds = 60, .memory = memory()};
     Comm *comm;
     Error err;
     if (!comm_open(&comm, &config, &err)) return fail_rank(&err);
@@ -247,7 +257,7 @@ static int rank_fault(void) {
     char backend[32];
     const char *fault = strchr(lab_argument(), ' ') + 1;
     snprintf(backend, sizeof backend, "%.*s", (int)(fault - 1 - lab_argument()), lab_argument());
-    CommConfig config = {.backend = backend, .timeout_seconds = FAULT_TIMEOUT};
+    CommConfig config = {.backend = backend, .timeout_seconds = FAULT_TIMEOUT, .memory = memory()};
     Comm *comm;
     Error err;
     if (!comm_open(&comm, &config, &err)) return fail_rank(&err);
