@@ -170,7 +170,7 @@
       "gc only says what would go")                                                                          \
     /* --- ranks --- */                                                                                      \
     X(CHOICE, comm, 0, "auto", 0, 0, "", TRAIN, RANKS,                                                       \
-      ONE_OF("auto", "self", "mpi", "shm", "torus", "hosts"),                                                \
+      ONE_OF("auto", "self", "mpi", "shm", "torus", "hosts", "nccl"),                                        \
       "what carries sums between ranks; auto: by what is there, and says what it took")                      \
     X(STRING, topology, 0, "", 0, 0, "text", TRAIN, RANKS, NONE,                                             \
       "how the ranks are wired: ring:8, torus:4x4x4, flat:64 or file:PATH; empty: flat")                     \

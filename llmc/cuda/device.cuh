@@ -174,11 +174,16 @@ uint64_t device_mark(void) {
     return marks;
 }
 
+/* What cudaEventQuery and cudaStreamQuery say; "not ready" must not be taken for the next launch's error. */
+static bool is_ready(cudaError_t error) {
+    if (error != cudaErrorNotReady) GPU_CHECK(error);
+    if (error == cudaErrorNotReady) cudaGetLastError();
+    return error == cudaSuccess;
+}
+
 bool device_is_done(uint64_t mark) {
     device::select();
-    cudaError_t error = cudaEventQuery(mark_events[mark % MARKS]);
-    if (error != cudaErrorNotReady) GPU_CHECK(error);
-    return error == cudaSuccess;
+    return is_ready(cudaEventQuery(mark_events[mark % MARKS]));
 }
 
 /* Of the calling thread; as many as there are threads that copy. */
@@ -220,9 +225,7 @@ void *device_stream_open(void) {
 }
 
 bool device_stream_is_done(void *stream) {
-    cudaError_t error = cudaStreamQuery((cudaStream_t)stream);
-    if (error != cudaErrorNotReady) GPU_CHECK(error);
-    return error == cudaSuccess;
+    return is_ready(cudaStreamQuery((cudaStream_t)stream));
 }
 
 void device_stream_close(void *stream) {

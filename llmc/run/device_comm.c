@@ -2,8 +2,15 @@
 #include "run/device_comm.h"
 #include "model/device.h"
 
+/* Zeroed when it returns, too: copies of CommMemory do not wait for what device_alloc launches. */
+static void *alloc_zeroed(size_t bytes) {
+    char *memory = device_alloc(bytes), byte;
+    if (memory && bytes) device_read(&byte, memory, 1);
+    return memory;
+}
+
 const CommMemory *device_comm_memory(void) {
-    static const CommMemory memory = {.alloc = device_alloc,
+    static const CommMemory memory = {.alloc = alloc_zeroed,
                                       .free = device_free,
                                       .mark = device_mark,
                                       .is_done = device_is_done,
