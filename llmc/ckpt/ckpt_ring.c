@@ -211,7 +211,8 @@ static bool preallocate(CkptRing *ring, Error *err) {
     if (ok) return true;
     return error_set(err,
                      "%s: checkpoints need %.3f GB more here (%zu segments of %.3f GB for rank %d to keep "
-                     "%d), and %.3f GB are free%s%s (free some space, keep fewer, or use another folder)",
+                     "%d), and %.3f GB are free%s%s (free some space, keep fewer, let old ones go by "
+                     "'train_gpt2 ckpt gc', or use another folder)",
                      ring->folder, (double)missing / 1e9, wanted, (double)ring->segment_bytes / 1e9,
                      ring->config->rank, ring->config->keep, (double)there / 1e9, why.text[0] ? ": " : "",
                      why.text);
