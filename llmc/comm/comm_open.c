@@ -108,7 +108,11 @@ static bool name_known(const char *name, Error *err) {
         if (!strcmp(name, backends[i]->name)) return true;
         n += (size_t)snprintf(names + n, sizeof names - n, ", %s", backends[i]->name);
     }
-    return !strcmp(name, "auto") || error_set(err, "--comm %.40s: not one of %s", name, names);
+    bool left_out = !strcmp(name, "nccl");
+    return !strcmp(name, "auto") ||
+           error_set(err, "--comm %.40s: not one of %s%s", name, names,
+                     left_out ? " (train_gpt2cu has it, where the build finds NCCL: make train_gpt2cu says)"
+                              : "");
 }
 
 /* The order in which `auto` asks: for memory of GPUs, NCCL; within a host, shared memory; on known wires, the torus, of
