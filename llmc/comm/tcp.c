@@ -409,10 +409,12 @@ static bool tcp_round(Tcp *tcp, const Plan *plan, const Topology *topology, Atte
     if (!tcp_accept(tcp, err)) return false;
     for (int i = 0; i < attempts; i++) {
         Attempt *a = &attempt[i];
-        if (a->state == ATTEMPT_NEXT && log_seconds() >= a->since) attempt_begin(tcp, a, plan, topology);
-        if (a->state == ATTEMPT_NEXT) /* nothing was begun, or no address is left: again, after a pause */
-            a->since = log_seconds() + PAUSE_MILLISECONDS * 1e-3;
-        else if (a->state != ATTEMPT_DONE && !attempt_move(tcp, a, err))
+        if (a->state == ATTEMPT_NEXT && log_seconds() >= a->since) {
+            attempt_begin(tcp, a, plan, topology);
+            if (a->state == ATTEMPT_NEXT) /* nothing was begun, or no address is left: again, after a pause */
+                a->since = log_seconds() + PAUSE_MILLISECONDS * 1e-3;
+        }
+        if ((a->state == ATTEMPT_CONNECTING || a->state == ATTEMPT_ASKED) && !attempt_move(tcp, a, err))
             return false;
     }
     *missing = 0;
