@@ -186,12 +186,18 @@ bool device_is_done(uint64_t mark) {
     return is_ready(cudaEventQuery(mark_events[mark % MARKS]));
 }
 
-/* Of the calling thread; as many as there are threads that copy. */
+/* Of the calling thread, and gone with it; as many as there are threads that copy. */
 static cudaStream_t copy_stream() {
-    static thread_local cudaStream_t stream;
+    struct Stream {
+        cudaStream_t stream = NULL;
+        ~Stream() {
+            if (stream) cudaStreamDestroy(stream);
+        }
+    };
+    static thread_local Stream own;
     device::select();
-    if (!stream) GPU_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    return stream;
+    if (!own.stream) GPU_CHECK(cudaStreamCreateWithFlags(&own.stream, cudaStreamNonBlocking));
+    return own.stream;
 }
 
 void device_fetch(void *host, const void *device, size_t bytes) {
