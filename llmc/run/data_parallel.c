@@ -153,6 +153,8 @@ bool data_parallel_open(DataParallel *p, Comm *comm, GPT2 *m, Reduce reduce, int
 }
 
 void data_parallel_close(DataParallel *p) {
+    Error ignored; /* what is under way reads the offsets */
+    if (p->requests) data_parallel_wait(p, &ignored);
     free(p->offsets);
     free(p->shares);
     free(p->requests);
