@@ -140,21 +140,12 @@ static void restore(Bench *b, char *into) {
     const CkptInfo *list;
     if (!ckpt_reader_open(&reader, b->staging, &err)) fail(err.text);
     if (!ckpt_reader_list(reader, &list)) fail("nothing to restore");
-    bool ok = true;
-#pragma omp parallel for schedule(dynamic)
+    static CkptWanted wanted[TENSORS * KINDS];
     for (size_t i = 0; i < b->count; i++) {
         const TensorView *v = &b->views[i];
-        Error why;
-        if (ckpt_reader_read(reader, list[0].id, v->name, v->type, 0, v->end,
-                             into + ((const char *)v->data - b->memory), &why))
-            continue;
-#pragma omp critical
-        {
-            err = why;
-            ok = false;
-        }
+        wanted[i] = (CkptWanted){v->name, v->type, 0, v->end, into + ((const char *)v->data - b->memory)};
     }
-    if (!ok) fail(err.text);
+    if (!ckpt_reader_read_all(reader, list[0].id, wanted, b->count, 0, &err)) fail(err.text);
     ckpt_reader_close(reader);
 }
 

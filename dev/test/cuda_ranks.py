@@ -12,23 +12,14 @@ import subprocess
 import sys
 import tempfile
 
+from lab import check, report
+
 BUILD = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else "build")
 CPU, FP32, BF16, NCCL = (os.path.join(BUILD, p, "train_gpt2") for p in ("", "shim-fp32", "shim-bf16", "shim-nccl"))
 BASE = ["train", "--train-data=tok_train_*.bin", "--layers=2", "--heads=2", "--channels=16", "--context=16",
         "--batch-size=2", "--total-batch=64", "--warmup=2", "--learning-rate=2e-3", "--schedule=constant"]
 STEPS = 4
 TOLERANCE_FP32, TOLERANCE_BF16 = 1e-5, 2e-3
-
-checks = failures = 0
-
-
-def check(good, message):
-    global checks, failures
-    checks += 1
-    if not good:
-        failures += 1
-        print(message)
-    return good
 
 
 def launch(program, ranks, *args, **environment):
@@ -110,8 +101,7 @@ def main():
         test_restored(FP32, "fp32", "shm")
         test_restored(BF16, "bf16", "shm")
         os.chdir("/")
-    print(f"cuda_ranks: {checks} checks, {failures} failed")
-    return 1 if failures else 0
+    return report("cuda_ranks")
 
 
 if __name__ == "__main__":

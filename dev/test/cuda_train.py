@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 
+from lab import check, report
+
 BUILD = os.path.abspath(sys.argv[1] if len(sys.argv) > 1 else "build")
 CPU, FP32, BF16 = (os.path.join(BUILD, p) for p in ("train_gpt2", "shim-fp32/train_gpt2", "shim-bf16/train_gpt2"))
 # 3 heads of 8; 3 x 33 = 99 rows of a batch; a window; two batches a step.
@@ -21,17 +23,6 @@ BASE = ["train", "--train-data=tok_train_*.bin", "--val-data=tok_val_*.bin", "--
         "--eval-every=10", "--eval-batches=2"]
 # What a run of 20 steps (of 6, the short ones) has to agree in.
 TOLERANCE_FP32, TOLERANCE_BF16 = 1e-5, 5e-3
-
-checks = failures = 0
-
-
-def check(good, message):
-    global checks, failures
-    checks += 1
-    if not good:
-        failures += 1
-        print(message)
-    return good
 
 
 def run(program, *args, **environment):
@@ -121,8 +112,7 @@ def main():
         test_bf16()
         test_sample()
         os.chdir("/")
-    print(f"cuda_train: {checks} checks, {failures} failed")
-    return 1 if failures else 0
+    return report("cuda_train")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import s3_server  # noqa: E402
-from test_store_s3 import BUILD, Lab, TOOL, check, failures  # noqa: E402
+from test_store_s3 import BUILD, Lab, TOOL, check, main  # noqa: E402
 
 DRAIN = os.path.join(BUILD, "test", "drain_tool")
 SEED = "11"
@@ -98,32 +98,5 @@ def test_down(lab):
     lab.run("check", place, SEED, 2, 3)
 
 
-def main():
-    for tool in (TOOL, DRAIN):
-        subprocess.run(["make", f"BUILD={BUILD}", tool], check=True, stdout=subprocess.DEVNULL)
-    p = subprocess.run([TOOL, "s3://bucket", "check"], capture_output=True, text=True)
-    if "needs libcurl" in p.stderr:
-        print("built without libcurl")
-        return 77
-    try:
-        import moto.server  # noqa: F401
-    except ImportError:
-        print("no moto (pip install 'moto[server]')")
-        return 77
-    server = s3_server.open_server()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            lab = DrainLab(server, folder)
-            for test in (test_plain, test_killed, test_down):
-                start = time.monotonic()
-                test(lab)
-                print(f"{test.__name__}: {time.monotonic() - start:.1f} s")
-            lab.proxy.close()
-    finally:
-        server.close()
-    print(f"{len(failures)} failed")
-    return 1 if failures else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main([TOOL, DRAIN], DrainLab, (test_plain, test_killed, test_down)))

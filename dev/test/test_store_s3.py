@@ -288,9 +288,10 @@ def test_errors(lab):
         check(secret not in everything, "a secret was printed")
 
 
-def main():
-    if not os.path.exists(TOOL):
-        subprocess.run(["make", f"BUILD={BUILD}", TOOL], check=True, stdout=subprocess.DEVNULL)
+def main(tools, make_lab, tests):
+    """Runs tests(lab) one after the other against a server; what to exit with."""
+    for tool in tools:
+        subprocess.run(["make", f"BUILD={BUILD}", tool], check=True, stdout=subprocess.DEVNULL)
     p = subprocess.run([TOOL, "s3://bucket", "check"], capture_output=True, text=True)
     if "needs libcurl" in p.stderr:
         print("built without libcurl")
@@ -303,12 +304,12 @@ def main():
     server = s3_server.open_server()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            lab = Lab(server, folder)
-            for test in (test_round_trips, test_small_objects, test_killed, test_resume_after_loss, test_faults, test_down,
-                         test_keys_and_clock, test_errors):
+            lab = make_lab(server, folder)
+            for test in tests:
                 start = time.monotonic()
                 test(lab)
                 print(f"{test.__name__}: {time.monotonic() - start:.1f} s")
+            lab.proxy.close()
     finally:
         server.close()
     print(f"{len(failures)} failed")
@@ -316,4 +317,5 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main([TOOL], Lab, (test_round_trips, test_small_objects, test_killed, test_resume_after_loss, test_faults, test_down,
+                                test_keys_and_clock, test_errors)))

@@ -147,11 +147,10 @@ void checkpoint_look_away(Checkpoint *c) {
 /* --- reading --- */
 
 /* Does this rank find all that it needs in this checkpoint? */
-static bool readable(const Checkpoint *c, CkptReader *reader, const CkptInfo *info) {
-    if (info->state == CKPT_CORRUPT) return false;
+static bool has_needed(const Checkpoint *c, CkptReader *reader, CkptId id) {
     for (size_t i = 0; i < c->num_needed; i++) {
         const TensorView *v = &c->views[i];
-        if (!ckpt_reader_has(reader, info->id, v->name, v->begin, v->end)) return false;
+        if (!ckpt_reader_has(reader, id, v->name, v->begin, v->end)) return false;
     }
     return true;
 }
@@ -163,7 +162,8 @@ static CkptId newest_readable(const Checkpoint *c, CkptId limit) {
         const CkptInfo *list = NULL;
         size_t count = c->readers[i] ? ckpt_reader_list(c->readers[i], &list) : 0;
         for (size_t k = 0; k < count && ckpt_id_compare(list[k].id, newest) > 0; k++)
-            if (ckpt_id_compare(list[k].id, limit) <= 0 && readable(c, c->readers[i], &list[k]))
+            if (ckpt_id_compare(list[k].id, limit) <= 0 && list[k].state != CKPT_CORRUPT &&
+                has_needed(c, c->readers[i], list[k].id))
                 newest = list[k].id;
     }
     return newest;
@@ -183,45 +183,45 @@ static CkptId id_before(CkptId id) {
     return (CkptId){id.attempt - 1, UINT64_MAX};
 }
 
-/* From whichever place has it whole; the staging store first. */
-static bool read_view(const Checkpoint *c, CkptId id, const TensorView *v, void *data, Error *err) {
-    bool tried = false;
-    for (int i = 0; i < 2; i++) {
-        if (!c->readers[i] || !ckpt_reader_has(c->readers[i], id, v->name, v->begin, v->end)) continue;
-        if (tried) log_warn("%s; reading it from %s", err->text, c->config.remote);
-        tried = true;
-        if (ckpt_reader_read(c->readers[i], id, v->name, v->type, v->begin, v->end, data, err)) return true;
-    }
-    return tried ? false : error_set(err, "%s: is not in the checkpoint", v->name);
-}
-
-/* To where the view is: state is the host's, tensors are the device's. */
-static bool read_to_device(const Checkpoint *c, CkptId id, const TensorView *v, Error *err) {
-    void *to = (void *)(uintptr_t)v->data;
-    if (v->copied || device_memory_is_host()) return read_view(c, id, v, to, err);
+/* To device memory that the host cannot touch: a tensor at a time. */
+static bool read_to_device(CkptReader *reader, CkptId id, const TensorView *v, Error *err) {
     size_t bytes = (size_t)(v->end - v->begin) * ckpt_type_bytes(v->type);
     void *host = malloc(bytes ? bytes : 1);
-    bool ok = host ? read_view(c, id, v, host, err) : error_set(err, "%s: no memory to read it", v->name);
-    if (ok) device_write(to, host, bytes);
+    bool ok = host ? ckpt_reader_read(reader, id, v->name, v->type, v->begin, v->end, host, err)
+                   : error_set(err, "%s: no memory to read it", v->name);
+    if (ok) device_write((void *)(uintptr_t)v->data, host, bytes);
     free(host);
     return ok;
 }
 
-/* This rank's tensors, by several threads: checking sums is work. */
-static bool read_views(Checkpoint *c, CkptId id, Error *err) {
-    bool ok = true;
-#pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < c->num_views; i++) {
+/* This rank's tensors and states, to where their views are. */
+static bool read_views_from(const Checkpoint *c, CkptReader *reader, CkptId id, Error *err) {
+    CkptWanted *wanted = calloc(c->num_views, sizeof *wanted);
+    size_t count = 0;
+    bool ok = wanted || error_set(err, "no memory to list %zu tensors", c->num_views);
+    for (size_t i = 0; i < c->num_views && ok; i++) {
         const TensorView *v = &c->views[i];
-        Error why;
-        if (read_to_device(c, id, v, &why) || i >= c->num_needed) continue;
-#pragma omp critical
-        {
-            if (ok) *err = why;
-            ok = false;
-        }
+        if (i >= c->num_needed && !ckpt_reader_has(reader, id, v->name, v->begin, v->end)) continue;
+        if (v->copied || device_memory_is_host())
+            wanted[count++] = (CkptWanted){v->name, v->type, v->begin, v->end, (void *)(uintptr_t)v->data};
+        else
+            ok = read_to_device(reader, id, v, err);
     }
+    ok = ok && ckpt_reader_read_all(reader, id, wanted, count, 0, err);
+    free(wanted);
     return ok;
+}
+
+/* From the first place that has all of it whole; the staging store comes before the remote one. */
+static bool read_views(const Checkpoint *c, CkptId id, Error *err) {
+    bool tried = false;
+    for (int i = 0; i < 2; i++) {
+        if (!c->readers[i] || !has_needed(c, c->readers[i], id)) continue;
+        if (tried) log_warn("%s; reading the checkpoint from %s", err->text, c->config.remote);
+        tried = true;
+        if (read_views_from(c, c->readers[i], id, err)) return true;
+    }
+    return tried ? false : error_set(err, "not everything that this rank needs is there");
 }
 
 static bool broadcast_states(Checkpoint *c, Error *err) {
@@ -277,15 +277,17 @@ bool checkpoint_restore(Checkpoint *c, bool *found, Error *err) {
 }
 
 bool checkpoint_peek(Checkpoint *c, const char *name, void *data, size_t bytes, bool *found, Error *err) {
-    TensorView v = {.type = CKPT_UINT8, .end = bytes};
-    Error ignored;
+    char state[CKPT_NAME_BYTES];
+    Error ignored; /* an older one may have it whole */
     double held = 0;
-    snprintf(v.name, sizeof v.name, "state/%s", name);
+    snprintf(state, sizeof state, "state/%s", name);
     for (int i = 0; c->rank == 0 && i < 2; i++) {
         const CkptInfo *list = NULL;
         size_t count = c->readers[i] ? ckpt_reader_list(c->readers[i], &list) : 0;
         for (size_t k = 0; k < count && held < 0.5; k++)
-            held = list[k].state != CKPT_CORRUPT && read_view(c, list[k].id, &v, data, &ignored);
+            held = list[k].state != CKPT_CORRUPT &&
+                   ckpt_reader_has(c->readers[i], list[k].id, state, 0, bytes) &&
+                   ckpt_reader_read(c->readers[i], list[k].id, state, CKPT_UINT8, 0, bytes, data, &ignored);
     }
     if (!checkpoint_sum(c, &held, 1, err)) return false;
     *found = held > 0.5;
