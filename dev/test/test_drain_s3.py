@@ -22,6 +22,9 @@ class DrainLab(Lab):
         super().__init__(server, folder)
         self.proxy = s3_server.Proxy(server.port)
 
+    def close(self):
+        self.proxy.close()
+
     def drain_env(self, **extra):
         return self.env(self.proxy.url, STORE_TIMEOUT="2", STORE_BACKOFF="0.01", **extra)
 
