@@ -206,6 +206,10 @@ def test_gc_store():
         path = f"far5/ckpt/000004.000000000008/{name}"
         with open(path, "w", encoding="utf-8") as file:
             os.utime(file.fileno(), (time.time() - age,) * 2)
+    ckpt("pin", "far5@6", says="step 6 is pinned")
+    check(" pinned" in next(line for line in ckpt("ls", "far5").split("\n") if " 6 " in line), "ls shows the pin")
+    ckpt("gc", "far5", "--keep=2", "--dry-run", says="2 checkpoints")
+    ckpt("unpin", "far5@6", says="not pinned in far5")
     ckpt("gc", "far5", "--keep=2", "--dry-run", says=("step 6 (", "step 1 (", "would go"))
     check(steps("far5") == [10, 8, 6, 4, 2], f"a dry run changes nothing: {steps('far5')}")
     ckpt("gc", "far5", "--keep=2", says=("3 checkpoints", "1 unfinished uploads"))

@@ -4,7 +4,7 @@ weights of the run that nothing happened to, and no committed checkpoint is ever
 
     python3 dev/test/test_ckpt_train.py [path of train_gpt2]
     KILLS=1000 nice -n 19 python3 dev/test/test_ckpt_train.py build/train_gpt2     many kills only, with a summary
-                                                 (RANKS="1 3": of runs of so many ranks; SECONDS_MAX: no longer than that)
+                                                 (RANKS="1 3": of runs of so many ranks; SECONDS_MAX: no longer than that; SEED=0: of the times)
     ALL=1 python3 dev/test/test_ckpt_train.py build/train_gpt2                     every N -> M of 1, 2, 3, 4, 8 only"""
 import glob
 import json
@@ -222,8 +222,9 @@ class Kills:
 def test_killed(kills=15):
     sizes = [int(ranks) for ranks in os.environ.get("RANKS", "1 3").split()]
     limit = float(os.environ.get("SECONDS_MAX", "1e9")) / len(sizes)
+    seed = 1000 * int(os.environ.get("SEED", "0"))
     for i, ranks in enumerate(sizes):
-        k = Kills(ranks, seed=ranks)
+        k = Kills(ranks, seed + ranks)
         k.run((kills + len(sizes) - 1 - i) // len(sizes), time.monotonic() + limit)
         if os.environ.get("KILLS"):
             print(k.summary(), flush=True)

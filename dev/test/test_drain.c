@@ -160,6 +160,29 @@ static void test_nodes(void) {
     lab_close(&lab);
 }
 
+static void save_next(Lab *lab, Drain *drain, uint64_t step) {
+    lab_change(lab, step);
+    lab_save(lab, step, true);
+    TEST_CHECK(drain_wait(drain, 60), "%s", drain_status(drain).error.text);
+}
+
+/* What the store holds as pinned stays whatever staging says, until it is unpinned there. */
+static void check_pins(Lab *lab, TestPath *store, Drain *drain) {
+    const CkptId pinned = {2, 3}, other = {2, 6};
+    TEST_CHECK(ckpt_mark(lab->directory, pinned, CKPT_MARK_UNPIN, &err), "%s", err.text);
+    TEST_CHECK(ckpt_mark(store->path, other, CKPT_MARK_PIN, &err), "%s", err.text);
+    TEST_CHECK(ckpt_mark(store->path, other, CKPT_MARK_PIN, &err), "twice: %s", err.text);
+    TEST_CHECK(!ckpt_mark(store->path, (CkptId){2, 5}, CKPT_MARK_PIN, &err) && strstr(err.text, "000005"),
+               "%s", err.text);
+    for (uint64_t step = 8; step <= 10; step++) save_next(lab, drain, step);
+    TEST_CHECK(!strcmp(list(store->path), "2.10cu 2.9cu 2.6cup 2.3cup 2.2cu "), "%s", list(store->path));
+    check_place(lab, store->path, pinned, 3);
+    TEST_CHECK(ckpt_mark(store->path, pinned, CKPT_MARK_UNPIN, &err), "%s", err.text);
+    TEST_CHECK(ckpt_mark(store->path, other, CKPT_MARK_UNPIN, &err), "%s", err.text);
+    save_next(lab, drain, 11);
+    TEST_CHECK(!strcmp(list(store->path), "2.11cu 2.10cu 2.2cu "), "%s", list(store->path));
+}
+
 static void test_retention(void) {
     Lab lab;
     TestPath store = test_path("store4");
@@ -177,9 +200,10 @@ static void test_retention(void) {
             TEST_CHECK(ckpt_mark(lab.directory, (CkptId){2, 3}, CKPT_MARK_PIN, &err), "%s", err.text);
         TEST_CHECK(drain_wait(drain, 60), "%s", drain_status(drain).error.text);
     }
-    TEST_CHECK(!strcmp(list(store.path), "2.7cu 2.6cu 2.3cu 2.2cu "), "%s", list(store.path));
+    TEST_CHECK(!strcmp(list(store.path), "2.7cu 2.6cu 2.3cup 2.2cu "), "%s", list(store.path));
     check_place(&lab, store.path, (CkptId){2, 2}, 2);
     check_place(&lab, store.path, (CkptId){2, 6}, 6);
+    check_pins(&lab, &store, drain);
     drain_close(drain, 60);
     lab_close(&lab);
 }

@@ -105,8 +105,8 @@ void ckpt_commit(Ckpt *ckpt, uint64_t step, bool best);
 bool ckpt_wait(Ckpt *ckpt, double seconds);
 CkptStatus ckpt_status(Ckpt *ckpt);
 
-/* Marks of a checkpoint in a staging folder, from any process, also while a run writes there. UPLOADED: the store has
- * all of it and its COMMIT. */
+/* Marks of a checkpoint in a staging folder, or (but for UPLOADED) in a store, from any process, also while a run writes
+ * there. UPLOADED: the store has all of it and its COMMIT. */
 typedef enum { CKPT_MARK_UPLOADED, CKPT_MARK_PIN, CKPT_MARK_UNPIN } CkptMark;
-bool ckpt_mark(const char *directory, CkptId id, CkptMark mark, Error *err);
+bool ckpt_mark(const char *place, CkptId id, CkptMark mark, Error *err);
 #endif

@@ -13,7 +13,7 @@ typedef struct {
     char key[KEY_BYTES];
     uint64_t bytes;
     CkptId id;
-    bool commit;
+    bool commit, pinned; /* it is COMMIT; its checkpoint has a PIN */
 } Object;
 
 typedef struct {
@@ -38,7 +38,19 @@ static void note_object(void *ctx, const char *key, uint64_t bytes) {
     snprintf(object->key, sizeof object->key, "%s", key);
 }
 
-/* Which may go: those older than `limit` but for `best`. */
+/* Keys ascend, and so one checkpoint's objects follow one another. */
+static void note_pins(Objects *o) {
+    char pin[KEY_BYTES];
+    for (size_t i = 0, end; i < o->count; i = end) {
+        bool pinned = false;
+        ckpt_store_key(pin, o->objects[i].id, "PIN", NULL, 0);
+        for (end = i; end < o->count && !ckpt_id_compare(o->objects[end].id, o->objects[i].id); end++)
+            pinned |= !strcmp(o->objects[end].key, pin);
+        for (size_t k = i; k < end; k++) o->objects[k].pinned = pinned;
+    }
+}
+
+/* Which may go: those older than `limit` but for `best` and pinned ones. */
 typedef struct {
     CkptId limit, best; /* limit: attempt 0: nothing may */
 } Line;
@@ -70,24 +82,23 @@ static bool draw_line(const CkptGcConfig *config, Store *store, const Objects *o
     return find_best(store, o, &line->best, err);
 }
 
-static bool may_go(const Line *line, CkptId id) {
-    return ckpt_id_compare(id, line->limit) < 0 && ckpt_id_compare(id, line->best) != 0;
+static bool may_go(const Line *line, const Object *o) {
+    return !o->pinned && ckpt_id_compare(o->id, line->limit) < 0 && ckpt_id_compare(o->id, line->best) != 0;
 }
 
-/* Keys ascend, and so one checkpoint's objects follow one another. */
 static bool remove_objects(const CkptGcConfig *config, CkptGcResult *result, Store *store, const Objects *o,
                            const Line *line, Error *err) {
     for (int commits = 1; commits >= 0; commits--)
         for (size_t i = 0; i < o->count; i++) {
             const Object *object = &o->objects[i];
-            if (object->commit != commits || !may_go(line, object->id)) continue;
+            if (object->commit != commits || !may_go(line, object)) continue;
             if (!config->dry_run && !store_delete(store, object->key, err)) return false;
             result->files++;
             result->bytes += object->bytes;
         }
     for (size_t i = 0; i < o->count; i++) {
         const Object *object = &o->objects[i];
-        if ((i && ckpt_id_compare(object->id, object[-1].id) == 0) || !may_go(line, object->id)) continue;
+        if ((i && ckpt_id_compare(object->id, object[-1].id) == 0) || !may_go(line, object)) continue;
         result->checkpoints++;
         if (config->each) config->each(config->ctx, object->id, "older than those that are kept");
     }
@@ -99,9 +110,10 @@ bool ckpt_gc_store(const CkptGcConfig *config, CkptGcResult *result, Error *err)
     Objects objects = {0};
     Line line = {{0, 0}, {0, 0}};
     if (!store_open(&store, config->place, NULL, err)) return false;
-    bool ok = store_list(store, "ckpt/", note_object, &objects, err) &&
-              draw_line(config, store, &objects, &line, err) &&
-              remove_objects(config, result, store, &objects, &line, err);
+    bool ok = store_list(store, "ckpt/", note_object, &objects, err);
+    note_pins(&objects);
+    ok = ok && draw_line(config, store, &objects, &line, err) &&
+         remove_objects(config, result, store, &objects, &line, err);
     if (ok && !config->dry_run)
         ok = store_abort_orphans(store, "ckpt/", config->orphan_seconds, &result->orphans, err);
     free(objects.objects);

@@ -3,6 +3,7 @@
 #include "ckpt/ckpt_retain.h"
 #include "base/check.h"
 #include "base/file.h"
+#include "ckpt/drain_remote.h"
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -72,7 +73,7 @@ static bool append_mark(CkptIo *io, CkptSource *source, const char *folder, Ckpt
     if (!ckpt_scan(&scan, source, err) || !ckpt_scan_marks(&m.marks, &m.count, source, err)) goto out;
     const CkptScanCheckpoint *c = ckpt_scan_find(&scan, id);
     if (!c || c->dropped) {
-        error_set(err, "%s: no checkpoint %s (see 'train_gpt2 ckpt list')", folder, ckpt_id_text(id).text);
+        error_set(err, "%s: no checkpoint %s (see 'train_gpt2 ckpt ls')", folder, ckpt_id_text(id).text);
         goto out;
     }
     for (size_t i = 0; i < m.count; i++) pins += m.marks[i].pinned;
@@ -100,18 +101,40 @@ out:
     return ok;
 }
 
-bool ckpt_mark(const char *directory, CkptId id, CkptMark mark, Error *err) {
+static bool mark_in_folder(CkptSource *source, const char *folder, CkptId id, CkptMark mark, Error *err) {
     CkptIo io;
-    CkptSource *source = NULL;
     CkptFile *lock = NULL;
     const char *why;
     if (!ckpt_io_open(&io, "plain", &why, err)) return false;
-    bool ok = ckpt_source_open_folder(&source, directory, 1, err) &&
-              ckpt_marks_lock(&io, directory, &lock, err) &&
-              append_mark(&io, source, directory, id, mark, err);
+    bool ok = ckpt_marks_lock(&io, folder, &lock, err) && append_mark(&io, source, folder, id, mark, err);
     ckpt_marks_unlock(&io, lock);
-    if (source) source->close(source);
     ckpt_io_close(&io);
+    return ok;
+}
+
+static bool mark_in_store(CkptSource *source, const char *place, CkptId id, CkptMark mark, Error *err) {
+    CkptScan scan = {0};
+    Store *store = NULL;
+    bool there = false;
+    CHECK(mark != CKPT_MARK_UPLOADED);
+    bool ok = ckpt_scan(&scan, source, err) && store_open(&store, place, NULL, err);
+    const CkptScanCheckpoint *c = ok ? ckpt_scan_find(&scan, id) : NULL;
+    if (c && mark == CKPT_MARK_PIN) ok = drain_remote_pin(store, c, &there, err);
+    if (c && mark == CKPT_MARK_UNPIN) ok = there = drain_remote_unpin(store, id, err);
+    if (ok && !there)
+        ok = error_set(err, "%s: checkpoint %s is not complete there (see 'train_gpt2 ckpt ls')", place,
+                       ckpt_id_text(id).text);
+    if (store) store_close(store);
+    ckpt_scan_free(&scan);
+    return ok;
+}
+
+bool ckpt_mark(const char *place, CkptId id, CkptMark mark, Error *err) {
+    CkptSource *source = NULL;
+    if (!ckpt_source_open(&source, place, err)) return false;
+    bool ok = source->store ? mark_in_store(source, place, id, mark, err)
+                            : mark_in_folder(source, place, id, mark, err);
+    source->close(source);
     return ok;
 }
 

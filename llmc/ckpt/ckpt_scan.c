@@ -119,7 +119,7 @@ static bool scan_manifest(Scanner *s, const char *name, Error *err) {
     return true;
 }
 
-/* One object of a store: a shard's footer, or COMMIT, which says that all of it is there. */
+/* One object of a store: a shard's footer, COMMIT, which says that all of it is there, or PIN, whose name says it all. */
 static bool scan_object(Scanner *s, const char *name, uint64_t bytes, Error *err) {
     char key[CKPT_FILE_NAME_BYTES], node[CKPT_NODE_BYTES];
     uint32_t rank = CKPT_RANK_NONE;
@@ -128,6 +128,11 @@ static bool scan_object(Scanner *s, const char *name, uint64_t bytes, Error *err
     CkptRecord r;
     if (!ckpt_id_parse(name, &id, &rest) || *rest++ != '/') return true;
     bool segment = ckpt_object_parse(rest, node, &rank), commit = !strcmp(rest, "COMMIT");
+    if (!strcmp(rest, "PIN")) {
+        CkptScanMark *m = mark_of(s, id);
+        if (m) m->pinned = true;
+        return true;
+    }
     if ((!segment && !commit) || bytes < CKPT_BLOCK || bytes % CKPT_BLOCK) return true;
     snprintf(key, sizeof key, "ckpt/%s", name);
     if (!s->source->read(s->source, key, s->block, CKPT_BLOCK, bytes - CKPT_BLOCK, err)) return false;

@@ -35,9 +35,9 @@ struct Drain {
     CkptSource *source;
     CkptIo io;
     CkptFile *locks[2];
-    CkptScan scan; /* the thread's */
-    Memory sent, broken;
-    CkptId remote[REMOTE_IDS]; /* complete in the store, newest first, as of this round */
+    CkptScan scan;               /* the thread's */
+    Memory sent, broken, pinned; /* pinned: those whose PIN was put into the store */
+    CkptId remote[REMOTE_IDS];   /* complete in the store, newest first, as of this round */
     size_t num_remote;
     bool remote_known, said_behind, said_failing;
     atomic_bool stop;
@@ -222,6 +222,20 @@ static void note_lag(Drain *d) {
     }
 }
 
+/* A pin in staging is one in the store, too; what was put is not asked for again. */
+static bool put_pins(Drain *d, Error *err) {
+    Memory pinned = {0};
+    for (size_t i = 0; i < d->scan.num_checkpoints; i++) {
+        const CkptScanCheckpoint *c = &d->scan.checkpoints[i];
+        bool there = true;
+        if (!c->pinned || !c->committed || c->dropped || is_pending(d, c)) continue;
+        if (!remembers(&d->pinned, c->id) && !drain_remote_pin(d->store, c, &there, err)) return false;
+        remember(&pinned, c->id);
+    }
+    d->pinned = pinned;
+    return true;
+}
+
 /* Works on one that is pending or broken; *again: the folder has to be looked at anew. */
 static Work work_on(Drain *d, const CkptScanCheckpoint *c, bool *again, Error *err) {
     bool broken = remembers(&d->broken, c->id), gone = false;
@@ -247,6 +261,7 @@ static Work work_round(Drain *d, Error *err) {
         result = WORK_DONE;
         if (!ckpt_scan(&d->scan, d->source, err)) return WORK_FAILED;
         note_lag(d);
+        if (!put_pins(d, err)) return WORK_FAILED;
         for (size_t i = 0; i < d->scan.num_checkpoints && !again && !stopped(d); i++) {
             const CkptScanCheckpoint *c = &d->scan.checkpoints[i];
             if (!is_pending(d, c) && !(remembers(&d->broken, c->id) && !c->uploaded)) continue;

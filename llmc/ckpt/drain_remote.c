@@ -145,6 +145,33 @@ RemoteState drain_remote_complete(Store *store, const char *place, const CkptSca
     return !ok ? REMOTE_FAILED : whole ? REMOTE_COMPLETE : REMOTE_WAITING;
 }
 
+/* ---- pins ---- */
+
+/* COMMIT is looked for again behind the put: whoever removes a checkpoint begins with it. */
+bool drain_remote_pin(Store *store, const CkptScanCheckpoint *c, bool *there, Error *err) {
+    unsigned char block[CKPT_BLOCK];
+    char pin_key[KEY_BYTES], commit_key[KEY_BYTES];
+    uint64_t bytes;
+    bool existed;
+    CkptRecord pin = {.kind = CKPT_RECORD_PIN, .id = c->id, .rank = CKPT_RANK_NONE, .writers = c->writers};
+    memcpy(pin.run, c->run, sizeof pin.run);
+    ckpt_record_encode(&pin, block);
+    ckpt_store_key(pin_key, c->id, "PIN", NULL, 0);
+    ckpt_store_key(commit_key, c->id, "COMMIT", NULL, 0);
+    if (!store_stat(store, commit_key, &bytes, there, err)) return false;
+    if (!*there) return true;
+    if (!store_put_small(store, pin_key, block, sizeof block, false, &existed, err) ||
+        !store_stat(store, commit_key, &bytes, there, err))
+        return false;
+    return *there || drain_remote_unpin(store, c->id, err);
+}
+
+bool drain_remote_unpin(Store *store, CkptId id, Error *err) {
+    char key[KEY_BYTES];
+    ckpt_store_key(key, id, "PIN", NULL, 0);
+    return store_delete(store, key, err);
+}
+
 /* ---- what is there ---- */
 
 typedef struct {
@@ -213,6 +240,24 @@ static void note_doomed(void *ctx, const char *key, uint64_t bytes) {
     snprintf(d->keys[d->count++], KEY_BYTES, "%s", key);
 }
 
+static bool ends_with(const char *key, const char *end) {
+    size_t n = strlen(key), m = strlen(end);
+    return n > m && !strcmp(key + n - m, end);
+}
+
+/* Keys ascend, and so those of one checkpoint follow one another: those of one that has a PIN stay. */
+static void spare_pinned(Doomed *d) {
+    size_t stay = 0, prefix;
+    for (size_t i = 0, end; i < d->count; i = end) {
+        bool pinned = false;
+        prefix = strcspn(d->keys[i] + 5, "/") + 6; /* ckpt/<id>/ */
+        for (end = i; end < d->count && !strncmp(d->keys[i], d->keys[end], prefix); end++)
+            pinned |= ends_with(d->keys[end], "/PIN");
+        for (size_t k = i; k < end && !pinned; k++) memmove(d->keys[stay++], d->keys[k], KEY_BYTES);
+    }
+    d->count = stay;
+}
+
 static bool is_best(Store *store, CkptId id, bool *best, Error *err) {
     unsigned char block[CKPT_BLOCK];
     char key[KEY_BYTES];
@@ -227,9 +272,8 @@ static bool is_best(Store *store, CkptId id, bool *best, Error *err) {
 static bool remove_all(Store *store, const Doomed *d, Error *err) {
     for (int commits = 1; commits >= 0; commits--)
         for (size_t i = 0; i < d->count; i++) {
-            size_t n = strlen(d->keys[i]);
-            bool commit = n > 7 && !strcmp(d->keys[i] + n - 7, "/COMMIT");
-            if (commit == commits && !store_delete(store, d->keys[i], err)) return false;
+            if (ends_with(d->keys[i], "/COMMIT") == commits && !store_delete(store, d->keys[i], err))
+                return false;
         }
     return true;
 }
@@ -255,6 +299,7 @@ bool drain_remote_retain(Store *store, int keep, bool (*keep_id)(void *ctx, Ckpt
     doomed.num_stays = stays;
     ok = ok && (!something || store_list(store, "ckpt/", note_doomed, &doomed, err));
     if (doomed.no_memory) ok = error_set(err, "no memory for a list of objects");
+    spare_pinned(&doomed);
     ok = ok && remove_all(store, &doomed, err);
     free(doomed.keys);
     free(ids);

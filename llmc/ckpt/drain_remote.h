@@ -17,8 +17,13 @@ RemoteState drain_remote_complete(Store *store, const char *place, const CkptSca
 /* Ids with a COMMIT, newest first, at most max; *count how many. */
 bool drain_remote_list(Store *store, CkptId *ids, size_t max, size_t *count, Error *err);
 
-/* Removes complete checkpoints beyond the newest `keep`, but for the newest best and those that keep_id says stay; and
- * what is older than the oldest of those and was never completed. */
+/* Puts its PIN, or takes it away: what has one is removed by nobody. *there false: it is not complete in the store, or
+ * was just removed, and nothing was put. */
+bool drain_remote_pin(Store *store, const CkptScanCheckpoint *checkpoint, bool *there, Error *err);
+bool drain_remote_unpin(Store *store, CkptId id, Error *err);
+
+/* Removes complete checkpoints beyond the newest `keep`, but for the newest best, pinned ones and those that keep_id says
+ * stay; and what is older than the oldest of those and was never completed. */
 bool drain_remote_retain(Store *store, int keep, bool (*keep_id)(void *ctx, CkptId id), void *ctx,
                          Error *err);
 #endif

@@ -353,8 +353,8 @@ static bool mark_action(const Options *o, int *exit_code, Error *err) {
     bool ok = info && (!pin || check_restorable(&p, info, exit_code, err)) &&
               ckpt_mark(p.path, info->id, pin ? CKPT_MARK_PIN : CKPT_MARK_UNPIN, err);
     if (ok)
-        log_info("step %llu is %s", (unsigned long long)info->id.step,
-                 pin ? "pinned: it is kept" : "not pinned");
+        log_info("step %llu is %s%s", (unsigned long long)info->id.step,
+                 pin ? "pinned: it is kept" : "not pinned in ", pin ? "" : p.given);
     place_close(&p);
     return ok;
 }
