@@ -122,6 +122,8 @@ def test_remote():
     ckpt("export", "whole", "whole.bin")
     with open("far.bin", "rb") as one, open("whole.bin", "rb") as two:
         check(one.read() == two.read(), "a run that lost its disk is another run")
+    ckpt("drain", "r", "--remote=far9", says="1 checkpoints uploaded")
+    check(steps("far9") == [8], f"a second store gets what it lacks: {steps('far9')}")
     train("q", 2)
     ckpt("drain", "q", "--remote=far2", says="1 checkpoints uploaded")
     check(steps("far2") == [2], "drained by hand")

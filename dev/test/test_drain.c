@@ -125,6 +125,40 @@ static void test_corrupt(void) {
     lab_close(&lab);
 }
 
+/* A second store gets what it lacks, whatever the first one has; what it has is not sent again. */
+static void test_second_store(void) {
+    Lab lab;
+    TestPath first = test_path("store8"), second = test_path("store9");
+    lab_open(&lab, 8, 2, CKPT_POLICY_AUTO);
+    Drain *drain = start(lab.directory, first.path, NULL, 0, 0);
+    for (uint64_t step = 1; step <= 3; step++) {
+        lab_change(&lab, step);
+        lab_save(&lab, step, true);
+        if (step == 1)
+            TEST_CHECK(ckpt_mark(lab.directory, (CkptId){1, 1}, CKPT_MARK_PIN, &err), "%s", err.text);
+        if (step < 3) TEST_CHECK(drain_wait(drain, 60), "%s", drain_status(drain).error.text);
+    }
+    drain_close(drain, 60);
+    const int keeps[] = {0, 0, 1};
+    const uint64_t sent[] = {3, 0, 0};
+    const char *all = "1.3cu 1.2cu 1.1cup ";
+    for (int i = 0; i < 3; i++) {
+        DrainConfig config = {
+            .directory = lab.directory, .place = second.path, .all = true, .keep_remote = keeps[i]};
+        TEST_CHECK(drain_open(&drain, &config, &err), "%s", err.text);
+        TEST_CHECK(drain_wait(drain, 60), "%s", drain_status(drain).error.text);
+        TEST_CHECK(drain_status(drain).uploaded_checkpoints == sent[i], "%d: %d are sent", i,
+                   (int)drain_status(drain).uploaded_checkpoints);
+        TEST_CHECK(!strcmp(list(second.path), all), "%d: %s", i, list(second.path));
+        drain_close(drain, 60);
+    }
+    check_place(&lab, second.path, (CkptId){1, 1}, 1);
+    TEST_CHECK(unlink(test_path("store9/ckpt/000001.000000000002/COMMIT").path) == 0, "no COMMIT");
+    drain = start(lab.directory, second.path, NULL, 0, 0); /* what was uploaded once counts as done */
+    TEST_CHECK(drain_close(drain, 60) && !strstr(list(second.path), "1.2cu"), "%s", list(second.path));
+    lab_close(&lab);
+}
+
 /* Writers 0 and 1 on nodes of their own, with folders of their own. */
 static void test_nodes(void) {
     static const char *const nodes[] = {"node.a", "node.b"};
@@ -275,6 +309,7 @@ int main(void) {
     test_folder_open();
     test_upload();
     test_corrupt();
+    test_second_store();
     test_nodes();
     test_retention();
     test_down();

@@ -11,7 +11,7 @@
 const CkptLoaded *ckpt_reader_find(const CkptReader *r, CkptId id, Error *err) {
     for (size_t i = 0; i < r->count; i++)
         if (ckpt_id_compare(r->list[i].id, id) == 0) return &r->loaded[i];
-    error_set(err, "%s: no checkpoint %s (see 'train_gpt2 ckpt list')", r->source->place,
+    error_set(err, "%s: no checkpoint %s (see 'train_gpt2 ckpt ls')", r->source->place,
               ckpt_id_text(id).text);
     return NULL;
 }

@@ -19,6 +19,7 @@ typedef struct {
     const char *place;     /* the store: see store_open */
     const char *node;    /* this host's name, as in CkptConfig; NULL: the shards of all nodes in the folder */
     StoreConfig store;   /* but for stop, which is the drain's */
+    bool all;            /* what this store lacks, also if it was uploaded to another one */
     int keep_remote;     /* complete checkpoints that stay in the store; 0: all */
     double poll_seconds; /* between looks at the folder; 0: 1 */
 } DrainConfig;

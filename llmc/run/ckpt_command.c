@@ -374,6 +374,7 @@ static bool drain_action(const Options *o, int *exit_code, Error *err) {
     const DrainConfig config = {.directory = p.path,
                                 .place = o->remote,
                                 .store = {.bytes_per_second_max = (uint64_t)(o->upload_rate * 1e6)},
+                                .all = true,
                                 .keep_remote = o->keep_remote};
     Drain *drain;
     if (!drain_open(&drain, &config, err)) return false;
@@ -449,8 +450,7 @@ static const struct {
      diff_action},
     {"pin", 2, "pin PLACE[@STEP]", "keep it whatever --keep says", mark_action},
     {"unpin", 2, "unpin PLACE[@STEP]", "let it go when its time comes", mark_action},
-    {"drain", 2, "drain PLACE --remote s3://bucket/prefix", "copy what was never uploaded to a store",
-     drain_action},
+    {"drain", 2, "drain PLACE --remote s3://bucket/prefix", "copy to a store what it lacks", drain_action},
     {"gc", 2, "gc PLACE [--keep N] [--dry-run]",
      "let go of all but the newest N, pinned and best ones, and of leftovers; no run may write there",
      gc_action},
