@@ -29,6 +29,8 @@
 
 /* After a failure of another rank, a rank that does not come out of its computation ends without it. */
 static const double FAILURE_GRACE_SECONDS = 0.3;
+/* By then that one, too, has said so. */
+static const double LINGER_SECONDS = 0.4;
 
 /* --- one step --- */
 
@@ -233,6 +235,7 @@ static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err
 /* Another rank has failed while this one computes for long. */
 static void end_process(const char *line) {
     fprintf(stderr, "error: %s\n", line);
+    control_linger(LINGER_SECONDS);
     _exit(EXIT_FAILED);
 }
 
@@ -343,6 +346,7 @@ int main(int argc, char **argv) {
     if (!run_command(&options, &place, &exit_code, &err)) {
         fflush(stdout);
         fprintf(stderr, "error: %s\n", err.text);
+        if (options.command == COMMAND_TRAIN) control_linger(LINGER_SECONDS);
         return exit_code == EXIT_DONE ? EXIT_FAILED : exit_code;
     }
     return finish(&options, exit_code);

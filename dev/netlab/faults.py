@@ -16,6 +16,7 @@ and nothing is left running. Prints a line a round and a summary; exits 1 if a r
   --local              on this host, over shared memory, MPI and TCP by turns; no lost, no cut. Else in a lab of
                        netlab.sh (root), over its wires, a rank a host
   --ranks=N            --local: 4;  --shape=2x2x2 --rate=100mbit: the lab
+  --mpirun             --local: ranks are launched by mpirun over all backends, not over MPI alone
   --backends=shm,mpi,torus  --faults=kill,stop,...
   --timeout=5          --comm-timeout of the run;  --slack=0: seconds added to what is allowed, on a busy machine
   --program=build/train_gpt2"""
@@ -50,7 +51,7 @@ class Round:
         self.run = os.path.join(folder, "run")
         shutil.rmtree(self.run, ignore_errors=True)
         self.environment = dict(os.environ, TOROID_JOB=self.job, OMP_WAIT_POLICY="passive", **environment)
-        self.mpirun = backend == "mpi"
+        self.mpirun = backend == "mpi" or setting.mpirun
         self.processes, self.codes, self.ended, self.outputs = [], {}, {}, []
         ranks = setting.ranks
         command = [setting.program, "--train-data=t_train_*.bin", "--val-data=t_val_*.bin", f"--run={self.run}",
@@ -131,16 +132,20 @@ class Round:
             output.close()
         return len(left)
 
-    def text(self, i):
-        self.outputs[i].seek(0)
-        return self.outputs[i].read()
+    def text(self, rank):
+        """What a rank has printed; under mpirun it is among what mpirun has."""
+        output = self.outputs[0 if self.mpirun else rank]
+        output.seek(0)
+        lines = output.read().splitlines(keepends=True)
+        return "".join(line for line in lines if not self.mpirun or re.match(rf"\[\d+,{rank}\]", line))
 
 
 class Local:
     """Ranks on this host."""
-    topology, hosts = None, None
+    topology = None
 
     def __init__(self, options):
+        self.mpirun = options.mpirun
         self.program, self.timeout, self.ranks = options.program, options.timeout, options.ranks
 
     def place(self, _rank):
@@ -152,6 +157,7 @@ class Local:
 
 class Lab:
     """A rank on every host of a torus."""
+    mpirun = False
 
     def __init__(self, options):
         self.program, self.timeout = options.program, options.timeout
@@ -199,18 +205,16 @@ class Lab:
 
 def check_lines(r, victim, named, silent):
     """Of every rank but `silent`: one line, with a rank at fault, its host and the step. What is wrong, or None."""
-    for i in range(len(r.processes)):
-        if i == silent and not r.mpirun:
+    for rank in range(r.setting.ranks):
+        if rank == silent:
             continue
-        lines = [line for line in r.text(i).splitlines() if "error: " in line]
-        if r.mpirun:  # it may end some before they have said anything
-            lines = lines[:1]
+        lines = [line for line in r.text(rank).splitlines() if "error: " in line]
         if len(lines) != 1:
-            return f"rank {i} printed {len(lines)} lines"
+            return f"rank {rank} printed {len(lines)} lines"
         if not any(re.search(rf"rank {n} \([\w.-]+\)", lines[0]) for n in named):
-            return f"rank {i} does not name rank {victim}: {lines[0]}"
+            return f"rank {rank} does not name rank {victim}: {lines[0]}"
         if "step " not in lines[0]:
-            return f"rank {i} names no step: {lines[0]}"
+            return f"rank {rank} names no step: {lines[0]}"
     return None
 
 
@@ -224,7 +228,7 @@ def hurt(r, fault, victim, other, options):
     since = time.monotonic()
     if fault in ("kill", "busy"):
         os.kill(ranks[victim], signal.SIGKILL)
-        if not r.wait(since, soon + (5 if r.mpirun else 0)):
+        if not r.wait(since, soon):
             return since, "it took too long"
         return since, check_lines(r, victim, [victim], victim)
     if fault == "stop":
@@ -236,7 +240,7 @@ def hurt(r, fault, victim, other, options):
             return since, "it took too long"
         if not r.wait(time.monotonic(), 2 + slack):
             return since, "the rank that was stopped does not end"
-        return since, check_lines(r, victim, [victim], None)
+        return since, check_lines(r, victim, [victim], victim if r.mpirun else None)  # mpirun ends it at once
     if fault == "lost":
         setting.wires(victim, "down")
         if not r.wait(since, setting.timeout + slack):
@@ -293,7 +297,7 @@ def play(number, setting, folder, draw, options):
         moment += 1
     r = Round(setting, backend, folder, environment)
     seconds, bad = check_round(r, fault, victim, axis, moment, options)
-    said = [r.text(i).strip().splitlines()[-3:] for i in range(len(r.processes))]
+    said = [r.text(rank).strip().splitlines()[-3:] for rank in range(setting.ranks)]
     left = r.close()
     if left and not bad:
         bad = f"{left} ranks are left"
@@ -321,6 +325,7 @@ def parse():
     p.add_argument("--ranks", type=int, default=4)
     p.add_argument("--shape", default="2x2x2")
     p.add_argument("--rate", default="100mbit")
+    p.add_argument("--mpirun", action="store_true")
     p.add_argument("--backends")
     p.add_argument("--faults")
     p.add_argument("--timeout", type=float, default=5)

@@ -28,7 +28,7 @@ enum { GATHER_BYTES_MAX = 1 << 20 };
 /* Shares of the timeout: silence for longer than this is taken for death, so that what follows still fits. */
 static const double SILENCE_SHARE = 0.7, DOUBT_SHARE = 0.2, SEND_SHARE = 0.1, HEARTBEAT_SHARE = 0.04;
 /* After a failure the thread looks around this often, in seconds. */
-static const double FAILED_INTERVAL = 0.05;
+static const double FAILED_INTERVAL = 0.02;
 /* Rank 0 waits this many timeouts for the others' goodbyes. */
 static const double GOODBYE_TIMEOUTS = 10;
 
@@ -417,11 +417,14 @@ static void *control_thread(void *argument) {
         pthread_mutex_lock(&c->lock);
         if (now >= next) {
             look_around(c, now, now - last);
-            next = now + (c->failed && interval > FAILED_INTERVAL ? FAILED_INTERVAL : interval);
+            next = now + interval;
         }
         stopping = c->stopping;
         pthread_mutex_unlock(&c->lock);
-        if (c->failed) end_unanswered(c, now);
+        if (c->failed) {
+            end_unanswered(c, now);
+            if (next > now + FAILED_INTERVAL) next = now + FAILED_INTERVAL;
+        }
         last = now;
     }
     free(polls);

@@ -21,6 +21,9 @@ typedef struct {
     const char *launcher;                   /* "mpirun", "srun", "TOROID_RANK", "none" */
 } ControlPlace;
 bool control_place(ControlPlace *place, Error *err);
+/* After a failure, when this process has said why it ends: stays for so long, in which the other ranks of the host say it,
+ * too, and somewhat longer, if mpirun would otherwise cut them short. Under other launchers it returns at once. For main. */
+void control_linger(double seconds);
 
 /* Meets all ranks of the job within the timeout, or says which are missing. Rank 0 is found (rendezvous.c)
  *   at TOROID_ROOT=host:port where that is set;

@@ -9,7 +9,6 @@
 #include "base/log.h"
 #include "comm/comm_mpi.h"
 #include <arpa/inet.h>
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ifaddrs.h>
@@ -27,7 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { RANKS_MAX = 65536, ADDRESSES_MAX = 16, ADDRESS_BYTES = 128, PATH_BYTES = 200 };
+enum { ADDRESSES_MAX = 16, ADDRESS_BYTES = 128, PATH_BYTES = 200 };
 
 static const double HELLO_SECONDS = 1.0, CONNECT_SECONDS = 0.5;
 
@@ -57,86 +56,7 @@ typedef struct {
     Error wrong; /* rank 0: what is wrong with the job as it was launched; "": nothing */
 } Rendezvous;
 
-/* --- the environment --- */
-
-/* 1: set, 0: not set, -1: set to something else than a number from 0 on. */
-static int read_number(const char *name, int *value) {
-    const char *text = getenv(name);
-    if (!text) return 0;
-    char *end;
-    errno = 0;
-    long n = strtol(text, &end, 10);
-    if (end == text || *end || errno || n < 0 || n > RANKS_MAX) return -1;
-    *value = (int)n;
-    return 1;
-}
-
-static bool read_place(ControlPlace *place, const char *launcher, const char *rank, const char *size,
-                       Error *err) {
-    place->launcher = launcher;
-    if (read_number(rank, &place->rank) != 1 || read_number(size, &place->size) != 1 ||
-        place->rank >= place->size)
-        return error_set(err, "%s and %s must be numbers, the first below the second, but are %s and %s",
-                         rank, size, getenv(rank) ? getenv(rank) : "not set",
-                         getenv(size) ? getenv(size) : "not set");
-    return true;
-}
-
-bool control_place(ControlPlace *place, Error *err) {
-    *place = (ControlPlace){.size = 1, .local_size = 1, .launcher = "none"};
-    if (getenv("TOROID_RANK") || getenv("TOROID_SIZE")) {
-        if (!read_place(place, "TOROID_RANK", "TOROID_RANK", "TOROID_SIZE", err)) return false;
-        place->local_size = getenv("TOROID_ROOT") ? 0 : place->size;
-        place->local_rank = getenv("TOROID_ROOT") ? 0 : place->rank;
-    } else if (getenv("OMPI_COMM_WORLD_SIZE")) {
-        if (!read_place(place, "mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", err)) return false;
-        place->local_size = 0;
-        if (read_number("OMPI_COMM_WORLD_LOCAL_RANK", &place->local_rank) < 0 ||
-            read_number("OMPI_COMM_WORLD_LOCAL_SIZE", &place->local_size) < 0)
-            return error_set(err, "OMPI_COMM_WORLD_LOCAL_RANK or _SIZE is not a number");
-    } else if (getenv("SLURM_STEP_ID") && getenv("SLURM_STEP_NUM_TASKS") && getenv("SLURM_PROCID")) {
-        /* a batch script has SLURM_PROCID too, but no step */
-        int nodes = 0;
-        if (!read_place(place, "srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", err)) return false;
-        read_number("SLURM_STEP_NUM_NODES", &nodes);
-        place->local_size = nodes == 1 ? place->size : 0;
-        if (read_number("SLURM_LOCALID", &place->local_rank) < 0)
-            return error_set(err, "SLURM_LOCALID is not a number");
-    }
-    return true;
-}
-
-/* The first host of srun's list, where its rank 0 is unless told otherwise: "node[03-07,9],other" -> "node03". */
-static bool first_host(char *out, size_t size) {
-    const char *list = getenv("SLURM_STEP_NODELIST");
-    bool inside = false;
-    size_t n = 0;
-    for (; list && *list && *list != ',' && *list != ']' && n + 1 < size; list++) {
-        if (inside && *list == '-') break;
-        if (*list == '[')
-            inside = true;
-        else
-            out[n++] = *list;
-    }
-    out[n] = 0;
-    return n > 0;
-}
-
-/* What tells this job from others on the host. */
-static void job_name(const ControlPlace *place, char *out, size_t size) {
-    const char *own = getenv("TOROID_JOB"), *mpi = getenv("PMIX_NAMESPACE");
-    const char *job = getenv("SLURM_JOB_ID"), *step = getenv("SLURM_STEP_ID");
-    if (own)
-        snprintf(out, size, "%s", own);
-    else if (!strcmp(place->launcher, "mpirun") && mpi)
-        snprintf(out, size, "mpirun-%s", mpi);
-    else if (!strcmp(place->launcher, "srun") && job && step)
-        snprintf(out, size, "srun-%s-%s", job, step);
-    else
-        snprintf(out, size, "parent-%ld", (long)getppid());
-    for (char *c = out; *c; c++)
-        if (!isalnum((unsigned char)*c) && *c != '-' && *c != '.') *c = '_';
-}
+/* --- the way to rank 0 --- */
 
 /* host:port; an IPv6 host in brackets. */
 static bool parse_root(const char *text, Whereabouts *where, Error *err) {
@@ -170,7 +90,7 @@ static bool choose_way(Rendezvous *r, Error *err) {
     }
     if (place->local_size == place->size) {
         r->by = FOUND_BY_FILE;
-        job_name(place, job, sizeof job);
+        place_job_name(place, job, sizeof job);
         snprintf(r->path, sizeof r->path, "/tmp/toroid-%ld-%s", (long)getuid(), job);
         return true;
     }
@@ -183,13 +103,11 @@ static bool choose_way(Rendezvous *r, Error *err) {
                          why.text);
     }
     r->by = FOUND_BY_SLURM;
-    int number = 0, step = 0;
-    const char *id = getenv("SLURM_JOB_ID");
-    number = id ? (int)(strtoul(id, NULL, 10) % 20000) : 0;
-    if (read_number("SLURM_STEP_ID", &step) < 0 || !first_host(r->where.address[0], ADDRESS_BYTES))
+    int port;
+    if (!place_slurm_root(r->where.address[0], ADDRESS_BYTES, &port))
         return error_set(err, "srun's list of hosts is not there (set TOROID_ROOT=host:port of rank 0)");
     r->where.count = 1;
-    snprintf(r->where.port, sizeof r->where.port, "%d", 20000 + (number + step) % 20000);
+    snprintf(r->where.port, sizeof r->where.port, "%d", port);
     return true;
 }
 
