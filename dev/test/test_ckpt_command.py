@@ -149,6 +149,27 @@ def test_damage():
     check(run("sample", "e", "--tokens=5")[0] == 0, "samples from the one before")
 
 
+def test_staging_elsewhere():
+    train("t", 2, "--staging=fast")
+    check(steps("t") == [2] == steps("fast") and os.path.isabs(os.readlink("t/checkpoints")), "the run leads to its staging folder")
+    check(run("sample", "t", "--tokens=5")[0] == 0, "samples from there")
+    ckpt("restore", "fast", "t", code=1, says="already")
+    _, err = train("t", 4)
+    check("at step 2," in err and steps("fast")[0] == 4, f"goes on there: {err[-300:]}")
+    _, err = train("t", 6, "--staging=other", code=1)
+    check(err.count("error: ") == 1 and "t/checkpoints holds" in err and steps("t")[0] == 4, f"another folder: {err[-300:]}")
+    os.rename("fast", "moved")
+    _, err = train("t", 6, code=1)
+    check(err.count("error: ") == 1 and "which is not there" in err and not os.path.exists("fast"), f"gone: {err[-300:]}")
+    _, err = train("t", 6, "--staging=moved")
+    check("at step 4," in err and steps("t")[0] == 6, f"found again: {err[-300:]}")
+    train("t", 2, "--staging=new", "--resume=never")
+    check(steps("t") == [2] and steps("moved")[0] == 6, f"anew: {steps('t')}")
+    train("v", 2)
+    _, err = train("v", 2, "--staging=new2", "--resume=never")
+    check(err.count("cannot be made a link") == 1 and steps("v") == [2] == steps("new2"), f"a folder in the way: {err[-300:]}")
+
+
 def held(path, kind, action):
     """Does it while somebody holds this lock."""
     with open(path, "w", encoding="utf-8") as file:
@@ -239,5 +260,5 @@ def test_no_room():
 
 
 if __name__ == "__main__":
-    sys.exit(lab.main("ckpt_command", lab.make_tokens, test_look, test_copy, test_pin, test_remote, test_damage,
+    sys.exit(lab.main("ckpt_command", lab.make_tokens, test_look, test_copy, test_pin, test_remote, test_staging_elsewhere, test_damage,
                       test_gc, test_gc_store, test_no_room))

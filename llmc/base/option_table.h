@@ -147,7 +147,7 @@
     X(INT, keep, 0, "2", 1, 1000, "checkpoints", TRAIN | CKPT, CHECKPOINTS, NONE,                                   \
       "newest restorable checkpoints that are kept in the staging folder")                                   \
     X(STRING, staging, 0, "", 0, 0, "folder", TRAIN, CHECKPOINTS, NONE,                                      \
-      "fast local disk for checkpoints; empty: checkpoints/ in the run folder")                              \
+      "fast local disk for checkpoints, to which RUN/checkpoints then leads; empty: that folder itself")    \
     X(STRING, remote, 0, "", 0, 0, "text", TRAIN | CKPT, CHECKPOINTS, NONE,                                         \
       "where checkpoints are copied to while training: s3://bucket/prefix or a folder; empty: nowhere")      \
     X(INT, keep_remote, 0, "0", 0, 1000000, "checkpoints", TRAIN | CKPT, CHECKPOINTS, NONE,                  \

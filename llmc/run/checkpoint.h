@@ -31,8 +31,14 @@ double checkpoint_auto_seconds(double cost_seconds, double failure_seconds, doub
 
 /* --- what --- */
 
-/* In a run folder. */
+/* In a run folder: the staging folder, or a link to it (checkpoint_link). */
 #define CHECKPOINT_FOLDER "checkpoints"
+
+/* Before a run is gone on with, on rank 0. staging: of --staging, "" if not given. An error where the run folder holds, or
+ * leads to, checkpoints that would not be gone on from, or leads nowhere. */
+bool checkpoint_check_place(const char *run, const char *staging, Error *err);
+/* Once the staging folder is there, on rank 0: makes RUN/checkpoints lead to it. That it cannot is no error, but said. */
+bool checkpoint_link(const char *run, const char *staging, Error *err);
 
 /* params/wte, params/h.3.qkvw: kind is params, adamw_m or adamw_v. */
 void checkpoint_tensor_name(char name[CKPT_NAME_BYTES], const char *kind, const TensorInfo *info, int layer);

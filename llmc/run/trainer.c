@@ -129,7 +129,9 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
 /* --- saving and resuming --- */
 
 bool trainer_start_saving(Trainer *t, Error *err) {
-    return !*t->options->run || checkpoint_start(&t->checkpoint, err);
+    const Options *o = t->options;
+    if (!*o->run) return true;
+    return checkpoint_start(&t->checkpoint, err) && (t->rank > 0 || checkpoint_link(o->run, o->staging, err));
 }
 
 /* What is saved beside the tensors; true: this state is the best so far. */
@@ -202,6 +204,8 @@ static bool start_or_resume(Trainer *t, ModelSource *source, Error *err) {
 
 static bool open_checkpoint(Trainer *t, Error *err) {
     const Options *o = t->options;
+    bool anew = !strcmp(o->resume, "never");
+    if (t->rank == 0 && !anew && !checkpoint_check_place(o->run, o->staging, err)) return false;
     if (*o->staging)
         snprintf(t->staging, sizeof t->staging, "%s", o->staging);
     else if (!file_join(t->staging, o->run, CHECKPOINT_FOLDER, err))
@@ -216,7 +220,7 @@ static bool open_checkpoint(Trainer *t, Error *err) {
                                .upload_bytes_per_second = (uint64_t)(o->upload_rate * 1e6),
                                .failure_seconds = o->mtbf * 3600,
                                .tb_per_day = o->wear,
-                               .anew = !strcmp(o->resume, "never")};
+                               .anew = anew};
     size_t levels = t->parallel.reduce == REDUCE_EXACT ? t->parallel.blocks : 0;
     const CheckpointParts parts = {.model = &t->model,
                                    .parallel = &t->parallel,
