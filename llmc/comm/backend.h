@@ -4,8 +4,8 @@
  * them one at a time (for all groups of this process together), in the order in which the operations were begun, from
  * its worker thread or from a caller that waits. So a backend has no queue, no locks and no asynchrony of its own. While
  * it waits it looks at comm_group_failed often enough (at least every 10 ms) to leave soon after another rank has failed.
- * It is never asked for a group of one rank (comm.c gives that to self) and never after a function has returned false,
- * but for close. */
+ * It is never asked for a group of one rank (that is self's, and nothing is exchanged there) and never after a function has
+ * returned false, but for close. */
 #ifndef LLMC_COMM_BACKEND_H
 #define LLMC_COMM_BACKEND_H
 #include "comm/comm.h"
@@ -93,6 +93,9 @@ bool comm_group_mismatch(CommGroup *group, int peer, const CommHeader *theirs, E
 
 /* Host name of a rank of the group. */
 const char *comm_group_host(const CommGroup *group, int rank);
+
+/* offsets (n + 1) of n shares of count elements, which differ by at most one. */
+void comm_share_evenly(size_t count, int n, size_t *offsets);
 
 /* y (n) = y op x, element by element. BF16 is added in fp32 and rounded to nearest even; integers wrap around; the
  * maximum with a NaN is NaN. */

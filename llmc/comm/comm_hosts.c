@@ -209,8 +209,8 @@ static bool sum_small(CommGroup *group, void *data, size_t count, CommType type,
 
 static bool sum_large(CommGroup *group, void *data, size_t count, CommType type, CommOp op, Error *err) {
     Hosts *h = group->state;
-    size_t *share = h->local_offsets, n = (size_t)h->locals;
-    for (size_t l = 0; l <= n; l++) share[l] = count / n * l + (l < count % n ? l : count % n);
+    size_t *share = h->local_offsets;
+    comm_share_evenly(count, h->locals, share);
     char *own = (char *)data + share[h->own] * comm_type_bytes(type);
     return comm_backend_shm.reduce_scatter(ready(group, &h->local), data, share, type, op, err) &&
            comm_backend_torus.all_reduce(ready(group, &h->across), own, share[h->own + 1] - share[h->own],

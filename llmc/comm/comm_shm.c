@@ -181,11 +181,6 @@ static bool stage_all_gather(CommGroup *group, char *data, const size_t *offsets
     return true;
 }
 
-static void share_evenly(const CommGroup *group, size_t count, size_t *offsets) {
-    const size_t n = (size_t)group->size;
-    for (size_t r = 0; r <= n; r++) offsets[r] = count / n * r + smaller(r, count % n);
-}
-
 /* --- the operations --- */
 
 static bool meet(CommGroup *group, const void *data, size_t bytes, Error *err) {
@@ -221,7 +216,7 @@ static bool all_reduce(CommGroup *group, void *data, size_t count, CommType type
     }
     if (group->size <= 2 || bytes <= SHM_STAGE_BYTES)
         return stage_all_reduce(group, data, count, type, op, err);
-    share_evenly(group, count, shm->offsets);
+    comm_share_evenly(count, group->size, shm->offsets);
     return stage_reduce_scatter(group, data, shm->offsets, type, op, err) &&
            stage_all_gather(group, data, shm->offsets, type, err);
 }

@@ -137,6 +137,11 @@ bool comm_group_mismatch(CommGroup *group, int peer, const CommHeader *theirs, E
     return false;
 }
 
+void comm_share_evenly(size_t count, int n, size_t *offsets) {
+    size_t each = count / (size_t)n, more = count % (size_t)n;
+    for (size_t r = 0; r <= (size_t)n; r++) offsets[r] = each * r + (r < more ? r : more);
+}
+
 /* --- reductions: plain loops that compilers turn into vector code --- */
 
 static inline float bf16_to_float(uint16_t x) {

@@ -8,6 +8,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "comm/comm_mpi.h"
+#include "comm/message.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -111,51 +112,7 @@ static bool choose_way(Rendezvous *r, Error *err) {
     return true;
 }
 
-/* --- sockets with deadlines --- */
-
-static bool wait_for(int fd, short events, double deadline) {
-    for (;;) {
-        double left = deadline - log_seconds();
-        if (left <= 0) return false;
-        struct pollfd p = {.fd = fd, .events = events};
-        int n = poll(&p, 1, (int)(left * 1000) + 1);
-        if (n > 0) return true;
-        if (n < 0 && errno != EINTR) return false;
-    }
-}
-
-static bool send_all(int fd, const void *data, size_t bytes, double deadline) {
-    const char *p = data;
-    while (bytes) {
-        ssize_t n = send(fd, p, bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n > 0)
-            p += n, bytes -= (size_t)n;
-        else if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
-            if (!wait_for(fd, POLLOUT, deadline)) return false;
-        } else if (n < 0 && errno != EINTR)
-            return false;
-    }
-    return true;
-}
-
-static bool recv_all(int fd, void *data, size_t bytes, double deadline) {
-    char *p = data;
-    while (bytes) {
-        if (!wait_for(fd, POLLIN, deadline)) return false;
-        ssize_t n = recv(fd, p, bytes, MSG_DONTWAIT);
-        if (n > 0)
-            p += n, bytes -= (size_t)n;
-        else if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
-            return false;
-    }
-    return true;
-}
-
-bool message_send(int fd, uint32_t type, uint32_t number, const void *body, size_t bytes, double deadline) {
-    CHECK_OP(bytes, <=, MESSAGE_BYTES_MAX);
-    Message m = {MESSAGE_MAGIC, type, (uint32_t)bytes, number};
-    return send_all(fd, &m, sizeof m, deadline) && (!bytes || send_all(fd, body, bytes, deadline));
-}
+/* --- sockets --- */
 
 static void prepare_socket(int fd) {
     int on = 1;
@@ -238,8 +195,8 @@ static int greet(Rendezvous *r, int fd, HostName *hosts, const int *sockets) {
     Hello hello;
     char reason[256] = "";
     double until = log_seconds() + HELLO_SECONDS;
-    if (!recv_all(fd, &m, sizeof m, until) || m.magic != MESSAGE_MAGIC || m.type != MESSAGE_HELLO ||
-        m.bytes != sizeof hello || !recv_all(fd, &hello, sizeof hello, until) ||
+    if (!message_read(fd, &m, sizeof m, until) || m.magic != MESSAGE_MAGIC || m.type != MESSAGE_HELLO ||
+        m.bytes != sizeof hello || !message_read(fd, &hello, sizeof hello, until) ||
         hello.secret != r->where.secret)
         return -1;
     hello.host[sizeof hello.host - 1] = 0;
@@ -291,7 +248,7 @@ static bool gather_ranks(Rendezvous *r, double seconds, int *sockets, HostName *
     int listener = listen_somewhere(r, err);
     if (listener < 0 || !publish(r, err)) goto out;
     while (here < size) {
-        if (!wait_for(listener, POLLIN, r->deadline)) break;
+        if (!message_wait_for(listener, POLLIN, r->deadline)) break;
         int fd = accept(listener, NULL, NULL);
         if (fd < 0) continue;
         prepare_socket(fd);
@@ -355,9 +312,10 @@ static int connect_to(const char *address, const char *port, double deadline) {
         if (fd < 0) continue;
         prepare_socket(fd);
         double until = log_seconds() + CONNECT_SECONDS;
-        bool ok = connect(fd, a->ai_addr, a->ai_addrlen) == 0 ||
-                  (errno == EINPROGRESS && wait_for(fd, POLLOUT, until < deadline ? until : deadline) &&
-                   getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes) == 0 && error == 0);
+        bool ok =
+            connect(fd, a->ai_addr, a->ai_addrlen) == 0 ||
+            (errno == EINPROGRESS && message_wait_for(fd, POLLOUT, until < deadline ? until : deadline) &&
+             getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes) == 0 && error == 0);
         if (ok) break;
         close(fd);
         fd = -1;
@@ -376,15 +334,15 @@ static Answer say_hello(Rendezvous *r, int fd, HostName *hosts, Error *err) {
     size_t bytes = sizeof *hosts * (size_t)r->place->size;
     Message m;
     if (!message_send(fd, MESSAGE_HELLO, 0, &hello, sizeof hello, until) ||
-        !recv_all(fd, &m, sizeof m, until) || m.magic != MESSAGE_MAGIC)
+        !message_read(fd, &m, sizeof m, until) || m.magic != MESSAGE_MAGIC)
         return ANSWER_NONE;
-    if (m.type == MESSAGE_WELCOME && m.bytes == bytes && recv_all(fd, hosts, bytes, until)) {
+    if (m.type == MESSAGE_WELCOME && m.bytes == bytes && message_read(fd, hosts, bytes, until)) {
         for (int i = 0; i < r->place->size; i++) hosts[i][sizeof hosts[i] - 1] = 0;
         return ANSWER_WELCOME;
     }
     char reason[CONTROL_REASON_BYTES] = "";
     size_t length = m.bytes < sizeof reason ? m.bytes : sizeof reason - 1;
-    if (m.type != MESSAGE_REJECT || !recv_all(fd, reason, length, until)) return ANSWER_NONE;
+    if (m.type != MESSAGE_REJECT || !message_read(fd, reason, length, until)) return ANSWER_NONE;
     error_set(err, "%s", reason);
     return ANSWER_REJECT;
 }
