@@ -30,8 +30,9 @@ static int plan_beside(const Plan *plan, int rank, int axis, int coordinate) {
 PlanRing plan_axis_ring(const Plan *plan, const double *table, int axis, int direction, int rank) {
     int n = plan->dim[axis], cuts = 0;
     PlanRing ring = {.length = n, .index = plan_coordinate(plan, rank, axis), .direction = direction};
-    ring.next = plan_step(plan, rank, axis, direction);
-    ring.prev = plan_step(plan, rank, axis, -direction);
+    if (n == 2 && !direction) ring.direction = direction = 1;
+    ring.next = plan_step(plan, rank, axis, direction < 0 ? -1 : 1);
+    ring.prev = plan_step(plan, rank, axis, direction < 0 ? 1 : -1);
     if (n == 1) return ring;
     for (int k = 0; k < (n == 2 ? 1 : n); k++)
         if (table[plan_link(plan, plan_beside(plan, rank, axis, k), axis, 1)] <= 0) {
@@ -49,18 +50,21 @@ PlanRing plan_axis_ring(const Plan *plan, const double *table, int axis, int dir
     return ring;
 }
 
-PlanRing plan_ring(const Plan *plan, int colour, int phase, int rank) {
-    const PlanColour *c = &plan->colour[colour];
+PlanRing plan_colour_ring(const Plan *plan, const PlanColour *c, int phase, int rank) {
     if (c->cycle < 0)
         return plan_axis_ring(plan, c->avoids_slow ? plan->slow : plan->bandwidth, c->axis[phase],
                               c->direction, rank);
     size_t base = (size_t)c->cycle * (size_t)plan->size;
-    int n = plan->size, at = plan->cycle_index[base + (size_t)rank];
+    int n = plan->size, at = plan->cycle_index[base + (size_t)rank], up = c->direction < 0 ? -1 : 1;
     return (PlanRing){.length = n,
                       .index = at,
                       .direction = c->direction,
-                      .next = plan->cycle_rank[base + (size_t)((at + c->direction + n) % n)],
-                      .prev = plan->cycle_rank[base + (size_t)((at - c->direction + n) % n)]};
+                      .next = plan->cycle_rank[base + (size_t)((at + up + n) % n)],
+                      .prev = plan->cycle_rank[base + (size_t)((at - up + n) % n)]};
+}
+
+PlanRing plan_ring(const Plan *plan, int colour, int phase, int rank) {
+    return plan_colour_ring(plan, &plan->colour[colour], phase, rank);
 }
 
 int plan_position(const Plan *plan, int colour, int rank) {
@@ -393,7 +397,10 @@ void plan_describe(const Plan *plan, char *out, size_t size) {
             name[k++] = plan->axes <= TOPOLOGY_AXES_MAX ? names[colour->axis[p]] : 'h';
         name[k] = 0;
         int wrote = snprintf(out + at, size - at, "%s%s%s%s %.1f%%", c ? ", " : "",
-                             colour->cycle < 0 ? name : "cycle", colour->direction > 0 ? "+" : "-",
+                             colour->cycle < 0 ? name : "cycle",
+                             colour->direction > 0   ? "+"
+                             : colour->direction < 0 ? "-"
+                                                     : "",
                              colour->avoids_slow ? " around slow" : "", 100 * colour->weight);
         at += wrote > 0 ? (size_t)wrote : 0;
     }

@@ -2,8 +2,9 @@
  *
  * A large collective is cut into colours, each a share of the data (its weight). A colour is a list of phases; in each
  * phase the ranks form disjoint rings (or lines, where a wire is missing), and every ring reduce-scatters what its ranks
- * hold among them; the all-gather walks the phases back. Colour (d, +) takes the axes d, d+1, ... (rotated multi-rings,
- * "bucket" algorithm), so that at any time each wire of a host carries another colour. Where wires are dead or slow, a
+ * hold among them; the all-gather walks the phases back. Colour d takes the axes d, d+1, ... (rotated multi-rings,
+ * "bucket" algorithm), so that at any time each wire of a host carries another colour. Around a ring data goes both
+ * ways, each block the shorter one, which halves the steps. Where wires are dead or slow, a
  * ring is cut there into a line, and Hamiltonian cycles around them are colours too. The weights solve a small linear
  * program: the smallest maximum over links of bytes / bandwidth.
  *
@@ -36,7 +37,7 @@ extern const char *const plan_algorithm_names[PLAN_ALGORITHMS];
  * they hold belongs to member b. */
 typedef struct {
     int length, index;
-    int direction;  /* a ring: next is member index + direction */
+    int direction; /* a ring: next is member index + direction; 0: data goes both ways, and next is index + 1 */
     int next, prev; /* ranks; in a line, -1 beyond the end */
     bool line;      /* not closed: it begins with member `first` and goes up, modulo length */
     int first;
@@ -45,7 +46,7 @@ typedef struct {
 typedef struct {
     int phases;              /* 1 if it follows a cycle */
     int axis[PLAN_AXES_MAX]; /* of each phase */
-    int direction;           /* +1 or -1 */
+    int direction;           /* +1 or -1; 0: both ways */
     bool avoids_slow;        /* rings are cut at slow wires, too */
     int cycle;               /* the cycle it follows, or -1 */
     double weight;           /* share of the data; all sum to 1 */

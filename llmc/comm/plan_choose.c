@@ -54,9 +54,12 @@ static void model_of(const Plan *plan, Model *m) {
         if (plan->dim[a] > 1) m->exchanges = model_axis(plan, m, a);
     for (int c = 0; c < plan->colours; c++) {
         int steps = 0;
-        for (int p = 0; p < plan->colour[c].phases; p++) steps += plan_ring(plan, c, p, 0).length - 1;
+        for (int p = 0; p < plan->colour[c].phases; p++) {
+            PlanRing ring = plan_ring(plan, c, p, 0);
+            steps += ring.line || ring.direction ? ring.length - 1 : ring.length / 2;
+            m->ring_messages += ring.length - 1;
+        }
         m->ring_steps = steps > m->ring_steps ? steps : m->ring_steps;
-        m->ring_messages += steps;
     }
     double slowest = INFINITY;
     for (size_t i = 0; i < (size_t)plan->size * (size_t)plan->axes * 2; i++)

@@ -15,6 +15,9 @@ int plan_step(const Plan *plan, int rank, int axis, int direction); /* the rank 
 /* The ring of an axis through a rank, cut where `table` (bandwidth or slow) has no wire; length 0: more than one cut. */
 PlanRing plan_axis_ring(const Plan *plan, const double *table, int axis, int direction, int rank);
 
+/* plan_ring, of a colour that is not, or not yet, of the plan. */
+PlanRing plan_colour_ring(const Plan *plan, const PlanColour *colour, int phase, int rank);
+
 /* A cycle through all ranks over the wires of `table`, without those marked in `used` (indexed as table; may be NULL);
  * false if none was found within a bounded search. scratch (2 * size). */
 bool plan_find_cycle(const Plan *plan, const double *table, const unsigned char *used, uint64_t seed,

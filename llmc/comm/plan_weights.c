@@ -1,9 +1,10 @@
 /* plan_weights.c: which colours a plan has, and how much of the data each takes.
  *
- * Candidates are every order of the axes, both ways, on the wires as they are and with rings cut at slow wires, and, if
- * some wire is cut, cycles around it, both ways. With x the bytes per second that a colour carries, the most that all
- * carry together is the linear program  max sum x,  sum over colours of share(link) * x <= bandwidth(link),  x >= 0:
- * a packing problem, whose origin is feasible; the simplex method with Bland's rule ends, and the same on every rank. */
+ * Candidates are the rotations of the axes, both ways around; then every order of them, each way alone, and with rings
+ * cut at slow wires; and, if some wire is cut, cycles around it. With x the bytes per second that a colour carries, the
+ * most that all carry together is the linear program  max sum x,  sum over colours of share(link) * x <= bandwidth(link),
+ * x >= 0: a packing problem, whose origin is feasible; the simplex method with Bland's rule ends, and the same on every
+ * rank. */
 #include "base/check.h"
 #include "comm/plan_internal.h"
 #include <math.h>
@@ -13,7 +14,9 @@
 enum { COLUMNS_MAX = 2 * 3 * 24 + 3 * PLAN_CYCLES_MAX, ROWS_MAX = 768 };
 
 #define WEIGHT_LEAST 0.004 /* a colour with less is not worth its connections */
-#define CYCLES_GAIN  1.02  /* cycles have long ways: only if they make it faster by this */
+#define PARTS        4     /* of a large colour, which follow one another through the phases */
+#define ORDERS_GAIN  1.005 /* other orders of the axes than rotations: only if they make it faster by this */
+#define CYCLES_GAIN  1.02  /* the same of cycles, whose ways are long */
 
 typedef struct {
     int columns, rows, width;
@@ -56,30 +59,26 @@ static bool next_permutation(int *axis, int n) {
     return true;
 }
 
-/* Both ways at once, where that is a difference; then each way alone. */
-static void program_add_ways(Program *p, const Plan *plan, const int *axis, int axes, bool avoids_slow,
-                             int cycle) {
-    bool differ = cycle >= 0;
-    for (int a = 0; a < plan->axes; a++) differ |= plan->dim[a] > 2;
-    if (differ) program_add(p, axis, axes, 0, avoids_slow, cycle);
-    program_add(p, axis, axes, 1, avoids_slow, cycle);
-    if (differ) program_add(p, axis, axes, -1, avoids_slow, cycle);
+static bool is_rotation(const int *axis, int n) {
+    for (int i = 1; i < n; i++)
+        if (axis[i] != (axis[0] + i) % n) return false;
+    return true;
 }
 
-/* Rotations first: of equal solutions the method takes the first. */
-static void program_add_axes(Program *p, const Plan *plan, bool avoids_slow) {
+/* The rotations, both ways around; or all that is left: other orders of the axes, and every one in one way only. */
+static void program_add_axes(Program *p, const Plan *plan, bool avoids_slow, bool rotations) {
     if (!axes_whole(plan, avoids_slow ? plan->slow : plan->bandwidth)) return;
     int axis[PLAN_AXES_MAX], n = plan->axes;
-    for (int d = 0; d < n; d++) {
-        for (int i = 0; i < n; i++) axis[i] = (d + i) % n;
-        program_add_ways(p, plan, axis, n, avoids_slow, -1);
+    bool ways_differ = false;
+    for (int a = 0; a < n; a++) {
+        axis[a] = a;
+        ways_differ |= plan->dim[a] > 2;
     }
-    for (int i = 0; i < n; i++) axis[i] = i;
-    while (next_permutation(axis, n)) {
-        bool rotation = true;
-        for (int i = 1; i < n; i++) rotation &= axis[i] == (axis[0] + i) % n;
-        if (!rotation) program_add_ways(p, plan, axis, n, avoids_slow, -1);
-    }
+    do {
+        if (is_rotation(axis, n) == rotations) program_add(p, axis, n, 0, avoids_slow, -1);
+        for (int way = 1; way >= -1 && ways_differ && !rotations; way -= 2)
+            program_add(p, axis, n, way, avoids_slow, -1);
+    } while (next_permutation(axis, n));
 }
 
 /* Cycles that share no wire as far as there are such, then others. */
@@ -105,7 +104,8 @@ static bool program_add_cycles(Program *p, Plan *plan, Error *err) {
             if (plan->dim[axis] == 2)
                 used[plan_link(plan, a, axis, -direction)] = used[plan_link(plan, b, axis, direction)] = 1;
         }
-        program_add_ways(p, plan, (const int[]){0}, 1, false, plan->cycles);
+        for (int way = 0; way < 3; way++)
+            program_add(p, (const int[]){0}, 1, way == 2 ? -1 : way, false, plan->cycles);
         plan->cycles++;
     }
     free(used);
@@ -117,48 +117,44 @@ static bool program_add_cycles(Program *p, Plan *plan, Error *err) {
 /* What a colour does per byte of its data at one rank. */
 typedef struct {
     double load[2][2 * PLAN_AXES_MAX]; /* bytes out, reduce-scatter and all-gather, by axis and direction */
-    double path;                       /* seconds of its phases, one after the other, if it were alone */
+    double path;                       /* seconds of its phases, if it were alone */
 } Cost;
 
 static double bandwidth_of(const Plan *plan, int rank, int link) {
     return plan->bandwidth[plan_link(plan, rank, link / 2, link % 2 ? -1 : 1)];
 }
 
-static void cost_add(const Plan *plan, Cost *cost, int rank, int link, double reduce, double gather) {
+/* Returns the seconds of the longer half. */
+static double cost_add(const Plan *plan, Cost *cost, int rank, int peer, double reduce, double gather) {
+    int axis, direction;
+    if (peer < 0) return 0;
+    CHECK(plan_wire(plan, rank, peer, &axis, &direction));
+    int link = 2 * axis + (direction < 0);
     cost->load[0][link] += reduce;
     cost->load[1][link] += gather;
-    if (reduce > 0 || gather > 0) cost->path += fmax(reduce, gather) / bandwidth_of(plan, rank, link);
+    return fmax(reduce, gather) / bandwidth_of(plan, rank, link);
 }
 
-/* direction: +1 or -1, for a colour that goes both ways; share: of its data that goes this way. */
-static void cost_of(const Plan *plan, const PlanColour *c, int direction, int rank, double share,
-                    Cost *cost) {
-    if (c->cycle >= 0) {
-        size_t base = (size_t)c->cycle * (size_t)plan->size;
-        int n = plan->size, at = plan->cycle_index[base + (size_t)rank], axis, way;
-        CHECK(
-            plan_wire(plan, rank, plan->cycle_rank[base + (size_t)((at + direction + n) % n)], &axis, &way));
-        cost_add(plan, cost, rank, 2 * axis + (way < 0), share * (n - 1) / n, share * (n - 1) / n);
-        return;
-    }
+static void cost_of(const Plan *plan, const PlanColour *c, int rank, Cost *cost) {
+    double share = 1, sum = 0, most = 0; /* share: of the data, that a ring of this phase holds */
     for (int p = 0; p < c->phases; p++) {
-        int axis = c->axis[p], n = plan->dim[axis], link = 2 * axis;
-        PlanRing ring =
-            plan_axis_ring(plan, c->avoids_slow ? plan->slow : plan->bandwidth, axis, direction, rank);
+        PlanRing ring = plan_colour_ring(plan, c, p, rank);
+        int n = ring.length, below = (ring.index - ring.first + n) % n, above = n - 1 - below;
+        double out = share * (n - 1) / n, next, prev = 0;
         if (ring.line) {
-            int up = (ring.index - ring.first + n) % n, down = n - 1 - up; /* members below and above */
-            double path = cost->path;
-            cost_add(plan, cost, rank, link, share * down / n, ring.next < 0 ? 0 : share * (up + 1) / n);
-            double above = cost->path;
-            cost->path = path;
-            cost_add(plan, cost, rank, link + 1, share * up / n, ring.prev < 0 ? 0 : share * (down + 1) / n);
-            cost->path = fmax(cost->path, above);
-        } else if (n > 1) {
-            cost_add(plan, cost, rank, link + (n > 2 && direction < 0), share * (n - 1) / n,
-                     share * (n - 1) / n);
+            next = cost_add(plan, cost, rank, ring.next, share * above / n, share * (below + 1) / n);
+            prev = cost_add(plan, cost, rank, ring.prev, share * below / n, share * (above + 1) / n);
+        } else if (ring.direction || n == 1) {
+            next = cost_add(plan, cost, rank, n > 1 ? ring.next : -1, out, out);
+        } else {
+            next = cost_add(plan, cost, rank, ring.next, out / 2, out / 2);
+            prev = cost_add(plan, cost, rank, ring.prev, out / 2, out / 2);
         }
+        sum += fmax(next, prev);
+        most = fmax(most, fmax(next, prev));
         share /= n;
     }
+    cost->path = most + (sum - most) / PARTS;
 }
 
 static void program_add_row(Program *p, const double *row) {
@@ -189,12 +185,8 @@ static void program_add_rows(Program *p, const Plan *plan) {
         static double rows[2][2 * PLAN_AXES_MAX][COLUMNS_MAX];
         memset(rows, 0, sizeof rows);
         for (int j = 0; j < p->columns; j++) {
-            const PlanColour *c = &p->column[j];
             Cost cost = {{{0}}, 0};
-            if (c->direction >= 0) cost_of(plan, c, 1, r, c->direction ? 1 : 0.5, &cost);
-            path[j] = fmax(path[j], cost.path);
-            cost.path = 0;
-            if (c->direction <= 0) cost_of(plan, c, -1, r, c->direction ? 1 : 0.5, &cost);
+            cost_of(plan, &p->column[j], r, &cost);
             path[j] = fmax(path[j], cost.path);
             for (int half = 0; half < 2; half++)
                 for (int l = 0; l < 2 * plan->axes; l++)
@@ -285,7 +277,7 @@ static void plan_take(Plan *plan, const Program *p) {
     bool taken[COLUMNS_MAX] = {false};
     double sum = 0;
     plan->colours = 0;
-    while (plan->colours < PLAN_COLOURS_MAX - 1) {
+    while (plan->colours < PLAN_COLOURS_MAX) {
         int best = -1;
         for (int j = 0; j < p->columns; j++)
             if (!taken[j] && p->x[j] > WEIGHT_LEAST * p->total &&
@@ -293,13 +285,9 @@ static void plan_take(Plan *plan, const Program *p) {
                 best = j;
         if (best < 0) break;
         taken[best] = true;
-        int ways = p->column[best].direction ? 1 : 2;
-        for (int way = 0; way < ways; way++) {
-            PlanColour *c = &plan->colour[plan->colours++];
-            *c = p->column[best];
-            c->weight = p->x[best] / ways;
-            if (ways == 2) c->direction = way ? -1 : 1;
-        }
+        PlanColour *c = &plan->colour[plan->colours++];
+        *c = p->column[best];
+        c->weight = p->x[best];
         sum += p->x[best];
     }
     for (int c = 0; c < plan->colours; c++) plan->colour[c].weight /= sum;
@@ -315,9 +303,18 @@ static void plan_take(Plan *plan, const Program *p) {
 static void plan_weigh_flat(Plan *plan) {
     PlanColour *c = &plan->colour[0];
     plan->colours = 1;
-    *c = (PlanColour){.phases = plan->axes, .direction = 1, .cycle = -1, .weight = 1};
+    *c = (PlanColour){.phases = plan->axes, .cycle = -1, .weight = 1};
     for (int a = 0; a < plan->axes; a++) c->axis[a] = a;
     if (plan->size > 1) plan->seconds_per_byte = (double)(plan->size - 1) / plan->size / plan->bandwidth[0];
+}
+
+/* With the columns added since, if it is faster by that. */
+static void plan_improve(Plan *plan, Program *p, double gain) {
+    double before = p->total;
+    if (!p->columns) return;
+    program_add_rows(p, plan);
+    program_solve(p);
+    if (p->total > before * gain) plan_take(plan, p);
 }
 
 bool plan_weigh(Plan *plan, Error *err) {
@@ -336,22 +333,16 @@ bool plan_weigh(Plan *plan, Error *err) {
     }
     p->row = row;
     p->simplex = simplex;
-    program_add_axes(p, plan, false);
-    if (cut) program_add_axes(p, plan, true);
+    program_add_axes(p, plan, false, true);
+    plan_improve(plan, p, 1);
+    program_add_axes(p, plan, false, false);
+    if (cut) program_add_axes(p, plan, true, true);
+    if (cut) program_add_axes(p, plan, true, false);
+    plan_improve(plan, p, ORDERS_GAIN);
     for (size_t i = 0; i < links && !cut; i++)
         cut = plan->dim[i / 2 % (size_t)plan->axes] > 1 && plan->bandwidth[i] <= 0;
-    if (p->columns) {
-        program_add_rows(p, plan);
-        program_solve(p);
-        plan_take(plan, p);
-    }
-    if (cut) {
-        double before = p->total;
-        if (!program_add_cycles(p, plan, err)) goto out;
-        program_add_rows(p, plan);
-        program_solve(p);
-        if (p->total > before * CYCLES_GAIN) plan_take(plan, p);
-    }
+    if (cut && !program_add_cycles(p, plan, err)) goto out;
+    plan_improve(plan, p, CYCLES_GAIN);
     if (!plan->colours) {
         error_set(err,
                   "the wires that are left do not join all %d ranks in rings (see the links that are down)",

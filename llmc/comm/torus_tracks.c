@@ -8,44 +8,44 @@
 #include <string.h>
 
 enum {
-    PARTS_MAX = 8,        /* of a colour: more save no time */
+    PARTS_MAX = 16,       /* of a colour: more save no time */
     PIECE_BYTES = 4 << 10 /* parts are not made smaller than this for every rank */
 };
 
 /* --- tracks: a colour --- */
 
-/* The streams of one phase. Going down (reducing), member i ends with block i; going up, it begins with it. */
-static void phase_streams(Torus *t, Track *k, const PlanRing *ring, int low, int width, bool down) {
+/* Around a ring for `hops` steps: down, towards the owners of the blocks, or up, from them. */
+static Stream ring_stream(Stream base, Port *in, Port *out, int index, int way, int hops, bool down) {
+    base.in = in;
+    base.out = out;
+    base.lag = 1;
+    base.step = -way;
+    base.recv_blocks = base.send_blocks = hops;
+    base.first_send = down ? index + hops * way : index;
+    base.first_recv = base.first_send - way;
+    return base;
+}
+
+/* All blocks the way of the ring, or each the shorter way. Of an even length one way is a step longer then: for every
+ * other part the other one. */
+static void ring_streams(Track *k, const PlanRing *ring, Stream base, Port *prev, Port *next, bool down) {
+    int n = ring->length, i = ring->index, hops = (n - k->part % 2) / 2;
+    Stream *a = &k->stream[0], *b = &k->stream[1];
+    k->streams = ring->direction ? 1 : 2;
+    *a = ring_stream(base, prev, next, i, ring->direction ? ring->direction : 1,
+                     ring->direction ? n - 1 : hops, down);
+    *b = ring_stream(base, next, prev, i, -1, n - 1 - hops, down);
+    a->gate = a;
+    b->gate = b;
+    b->last_after = down ? a : NULL;
+}
+
+/* What is above flows up, what is below flows down. */
+static void line_streams(Track *k, const PlanRing *ring, Stream base, Port *prev, Port *next, bool down) {
     int n = ring->length, i = ring->index, q = (i - ring->first + n) % n;
-    Stream base = {.layout = &k->layout,
-                   .low = low,
-                   .width = width,
-                   .length = n,
-                   .reduce = down,
-                   .type = t->type,
-                   .op = t->op,
-                   .turn = k->part};
-    Port *next = ring->next >= 0 ? colour_port(t, k->colour, !down, ring->next) : NULL;
-    Port *prev = ring->prev >= 0 ? colour_port(t, k->colour, !down, ring->prev) : NULL;
-    k->streams = 0;
-    if (n == 1) return;
-    Stream *a = &k->stream[k->streams++], *b = NULL;
-    *a = base;
-    if (!ring->line) {
-        *a = base;
-        a->in = prev;
-        a->out = next;
-        a->gate = a;
-        a->lag = 1;
-        a->step = -ring->direction;
-        a->recv_blocks = a->send_blocks = n - 1;
-        a->first_send = down ? i - ring->direction : i;
-        a->first_recv = a->first_send - ring->direction;
-        return;
-    }
-    /* A line: what is above flows up, what is below flows down. */
-    b = &k->stream[k->streams++];
-    *b = base;
+    Stream *a = &k->stream[0], *b = &k->stream[1];
+    k->streams = 2;
+    *a = *b = base;
     a->in = b->out = prev;
     a->out = b->in = next;
     a->step = -1;
@@ -62,6 +62,23 @@ static void phase_streams(Torus *t, Track *k, const PlanRing *ring, int low, int
     b->recv_blocks = !next ? 0 : down ? q + 1 : n - 1 - q;
     b->send_blocks = !prev ? 0 : down ? q : n - q;
     b->last_after = down ? a : NULL;
+}
+
+/* The streams of one phase. Going down (reducing), member i ends with block i; going up, it begins with it. */
+static void phase_streams(Torus *t, Track *k, const PlanRing *ring, int low, int width, bool down) {
+    Stream base = {.layout = &k->layout,
+                   .low = low,
+                   .width = width,
+                   .length = ring->length,
+                   .reduce = down,
+                   .type = t->type,
+                   .op = t->op,
+                   .turn = k->part};
+    k->streams = 0;
+    if (ring->length == 1) return;
+    Port *next = ring->next >= 0 ? colour_port(t, k->colour, !down, ring->next) : NULL;
+    Port *prev = ring->prev >= 0 ? colour_port(t, k->colour, !down, ring->prev) : NULL;
+    (ring->line ? line_streams : ring_streams)(k, ring, base, prev, next, down);
 }
 
 static void colour_advance(Torus *t, Track *k) {
@@ -202,7 +219,8 @@ static Cut torus_cut(const Torus *t, size_t bytes, bool shared_out) {
     int colours = t->plan.colours, most = TORUS_TRACKS_MAX / colours;
     size_t parts = bytes / ((size_t)colours * (size_t)t->group->size * PIECE_BYTES);
     if (most > PARTS_MAX) most = PARTS_MAX;
-    if (t->plan.colour[0].phases == 1 && t->plan.colours == 1) most = 1; /* nothing overlaps */
+    if (t->plan.flat && t->plan.colour[0].phases == 1) most = 1; /* nothing overlaps */
+    if (parts > 1) parts &= ~(size_t)1;                          /* see ring_streams */
     return (Cut){colours, parts < 1 ? 1 : parts > (size_t)most ? most : (int)parts};
 }
 
@@ -220,7 +238,8 @@ static void colours_begin(Torus *t, const size_t *offsets, bool down, bool up) {
     size_t n = (size_t)t->group->size, element = comm_type_bytes(t->type);
     Cut cut = torus_cut(t, t->count * element, offsets);
     t->tracks = cut.colours * cut.parts;
-    snprintf(t->algorithm, sizeof t->algorithm, t->plan.flat ? "halving" : "rings, %d colours", cut.colours);
+    snprintf(t->algorithm, sizeof t->algorithm, t->plan.flat ? "halving" : "rings, %d colour%s", cut.colours,
+             cut.colours > 1 ? "s" : "");
     for (int i = 0; i < t->tracks; i++) {
         Track *k = &t->track[i];
         int c = i % cut.colours, part = i / cut.colours, phases = t->plan.colour[c].phases;
