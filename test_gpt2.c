@@ -273,7 +273,7 @@ static bool test_state(const char *state, Precision precision, bool *ok, Error *
     printf("%s: %d layers, %d heads, %d channels, vocabulary %d, window %d, batch %zu x %zu\n", state,
            c->layers, c->heads, c->channels, c->vocab, c->window, r.B, r.T);
     /* an odd number of rows at a time, so that the head works in blocks with a smaller last one */
-    if (!gpt2_init(&m, c, r.B, r.T, r.B * r.T < 128 ? 7 : 101, true, err)) goto out;
+    if (!gpt2_init(&m, c, r.B, r.T, r.B * r.T < 128 ? 7 : 101, GPT2_TRAINING, err)) goto out;
     if (!model_source_load(&source, &m, err)) goto out;
     AdamWConfig config = {(float)r.rates[1], (float)r.rates[2], (float)r.rates[3], (float)r.rates[4], 0};
     if (!adamw_init(&optimizer, &config, &(AdamWRange){0, m.param_count}, 1, err)) goto out;

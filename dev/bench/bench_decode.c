@@ -25,7 +25,7 @@ int main(int argc, char **argv) {
     Generator g;
     Error err;
     if (tokens < 1 || tokens > TOKENS_MAX || !device_open(&device, &err) ||
-        !gpt2_init(&m, &config, 1, 1, 1, false, &err)) {
+        !gpt2_init(&m, &config, 1, 1, 1, GPT2_INFERENCE, &err)) {
         fprintf(stderr, "bench_decode: %s\n",
                 tokens < 1 || tokens > TOKENS_MAX ? "tokens: 1 to 1000" : err.text);
         return EXIT_FAILED;

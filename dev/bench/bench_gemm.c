@@ -66,7 +66,7 @@ static void backward(const Shape *s, size_t rows, size_t copy, float *dx, float 
     const float *dout = s->out + copy * rows * s->OC, *w = s->w + copy * s->OC * s->C;
     float *x = s->x + copy * rows * s->C, *db = s->per_step == 1 ? NULL : s->bias + copy * s->OC;
     if (!strcmp(s->name, "proj"))
-        matmul_gelu_backward(dx, x, dw, db, dout, x, w, rows, s->C, s->OC);
+        matmul_gelu_backward(dx, x, dw, db, dout, x, w, rows, s->C, s->OC, true);
     else
         matmul_backward(dx, dw, db, dout, x, w, rows, s->C, s->OC);
 }

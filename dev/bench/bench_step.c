@@ -1,7 +1,7 @@
 /* bench_step.c: a whole training step of GPT-2 on random tokens, against the peak measured in the same minute.
  *
  *   build/bench/bench_step [--B=4] [--T=256] [--steps=10] [--precision=fp32|bf16] [--threads=0] [--window=0]
- *                          [--isa=auto] [--layers=12] [--head-rows=1024]
+ *                          [--isa=auto] [--layers=12] [--head-rows=1024 (on a GPU 16384)] [--recompute=yes (no)]
  * Prints one line per step and one line of medians: ms, tokens/s, useful MFU (formula: gpt2_flops_per_token), peak
  * memory of the process. */
 #define _POSIX_C_SOURCE 200809L
@@ -33,12 +33,15 @@ int main(int argc, char **argv) {
     DeviceConfig device = {atoi(bench_option(argc, argv, "--threads", "0")), precision,
                            bench_option(argc, argv, "--isa", "auto")};
     AdamWConfig adamw = {0.9f, 0.95f, 1e-8f, 0.1f, 0};
+    bool is_gpu = !device_memory_is_host();
+    bool again = !strcmp(bench_option(argc, argv, "--recompute", is_gpu ? "no" : "yes"), "yes");
+    int head_rows = atoi(bench_option(argc, argv, "--head-rows", is_gpu ? "16384" : "1024"));
     GPT2 m;
     AdamW o;
     Error err;
     if (steps < 1 || steps > 10000 || B < 1 || T < 1 || !device_open(&device, &err) ||
-        !gpt2_init(&m, &config, (size_t)B, (size_t)T,
-                   (size_t)atoi(bench_option(argc, argv, "--head-rows", "1024")), true, &err) ||
+        !gpt2_init(&m, &config, (size_t)B, (size_t)T, (size_t)head_rows,
+                   again ? GPT2_TRAINING_RECOMPUTING : GPT2_TRAINING, &err) ||
         !adamw_init(&o, &adamw, &(AdamWRange){0, m.param_count}, 1, &err)) {
         fprintf(stderr, "bench_step: %s\n", steps < 1 || B < 1 || T < 1 ? "bad option" : err.text);
         return EXIT_FAILED;

@@ -17,7 +17,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     }
     GPT2 m;
     if (gpt2_param_count(&source.config) < 1 << 22) {
-        CHECK(gpt2_init(&m, &source.config, 1, 1, 1, false, &err));
+        CHECK(gpt2_init(&m, &source.config, 1, 1, 1, GPT2_INFERENCE, &err));
         if (!model_source_load(&source, &m, &err)) CHECK(strstr(err.text, "not a finite number"));
         gpt2_free(&m);
     }

@@ -92,7 +92,7 @@ static int run_rank(void) {
     Error err;
     must(device_open(&device, &err), &err);
     must(comm_open(&comm, &comm_config, &err), &err);
-    must(gpt2_init(&m, &config, 1, 1, 1, true, &err), &err);
+    must(gpt2_init(&m, &config, 1, 1, 1, GPT2_TRAINING, &err), &err);
     must(data_parallel_open(&p, comm, &m, reduce, MICRO_BATCHES, &err), &err);
     for (int step = 0; step < STEPS; step++) {
         ExactSum squares = {{0}};

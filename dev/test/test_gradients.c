@@ -28,9 +28,9 @@ enum { ROWS_MAX = 256, SAMPLES = 4 };
 static int32_t tokens[ROWS_MAX], targets[ROWS_MAX];
 
 /* Weights large enough that attention and GELU bend; a tenth of the targets is not counted. */
-static void make_model(GPT2 *m, const Case *c, uint64_t seed) {
+static void make_model(GPT2 *m, const Case *c, GPT2Mode mode, uint64_t seed) {
     Error err;
-    if (!gpt2_init(m, &c->config, c->B, c->T, c->head_rows, true, &err)) {
+    if (!gpt2_init(m, &c->config, c->B, c->T, c->head_rows, mode, &err)) {
         printf("%s\n", err.text);
         exit(1);
     }
@@ -120,7 +120,7 @@ static void check_tensor(GPT2 *m, const Case *c, int t, int layer, float *direct
 
 static void check_case(const Case *c) {
     GPT2 m;
-    make_model(&m, c, 1);
+    make_model(&m, c, GPT2_TRAINING, 1);
     gradients(&m);
     float *direction = malloc(m.param_count * sizeof(float)), *saved = malloc(m.param_count * sizeof(float));
     for (int t = 0; t < NUM_PARAM_TENSORS; t++) {
@@ -146,7 +146,8 @@ static void test_window(void) {
     Case c = cases[0], wide = c, narrow = c;
     wide.config.window = (int)c.T, narrow.config.window = (int)c.T - 1;
     GPT2 m, w, n;
-    make_model(&m, &c, 2), make_model(&w, &wide, 2), make_model(&n, &narrow, 2);
+    make_model(&m, &c, GPT2_TRAINING, 2), make_model(&w, &wide, GPT2_TRAINING, 2),
+        make_model(&n, &narrow, GPT2_TRAINING, 2);
     double plain = loss_of(&m), same = loss_of(&w), other = loss_of(&n);
     TEST_CHECK(fabs(plain - same) <= 1e-6, "%.9f, %.9f", plain, same);
     TEST_CHECK(fabs(plain - other) > 1e-6, "%.9f, %.9f", plain, other);
@@ -159,8 +160,8 @@ static void test_parts(void) {
     large.B = 5, large.T = 33;
     GPT2 whole, parts;
     double loss = 0;
-    make_model(&parts, &large, 3);
-    make_model(&whole, &c, 3);
+    make_model(&parts, &large, GPT2_TRAINING, 3);
+    make_model(&whole, &c, GPT2_TRAINING, 3);
     memcpy(parts.params, whole.params, whole.param_count * sizeof(float));
     gradients(&whole);
     double expected = gpt2_loss_sum(&whole), *reference = malloc(whole.param_count * sizeof *reference);
@@ -192,12 +193,24 @@ static void test_parts(void) {
     gpt2_free(&whole), gpt2_free(&parts);
 }
 
+/* What the backward computes again has the bits that the forward made. */
+static void test_recompute(const Case *c) {
+    GPT2 kept, again;
+    make_model(&kept, c, GPT2_TRAINING, 5), make_model(&again, c, GPT2_TRAINING_RECOMPUTING, 5);
+    gradients(&kept), gradients(&again);
+    TEST_CHECK(!memcmp(kept.grads, again.grads, kept.param_count * sizeof *kept.grads), "%s: other bits",
+               c->what);
+    TEST_CHECK(c->config.layers == 1 || kept.acts_bytes > again.acts_bytes, "%s: %zu bytes, %zu", c->what,
+               kept.acts_bytes, again.acts_bytes);
+    gpt2_free(&kept), gpt2_free(&again);
+}
+
 /* The same bits for any number of threads, and for a second time. */
 static void test_bits(void) {
     Error err;
     GPT2 m;
     float *first = NULL;
-    make_model(&m, &cases[6], 4);
+    make_model(&m, &cases[6], GPT2_TRAINING, 4);
     for (int threads = 1; threads <= 4; threads++) {
         DeviceConfig device = {.threads = threads};
         if (!device_open(&device, &err)) exit(1);
@@ -220,7 +233,8 @@ int main(void) {
         printf("%s\n", err.text);
         return 1;
     }
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_case(&cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_case(&cases[i]), test_recompute(&cases[i]);
     test_window();
     test_parts();
     test_bits();

@@ -10,10 +10,10 @@
 static const GPT2Config small = {
     .context = 12, .vocab = 29, .vocab_padded = 128, .layers = 3, .heads = 2, .channels = 10};
 
-static GPT2 make_model(GPT2Config config, size_t B, size_t T, bool training) {
+static GPT2 make_model(GPT2Config config, size_t B, size_t T, GPT2Mode mode) {
     GPT2 m;
     Error err;
-    if (!gpt2_init(&m, &config, B, T, 7, training, &err)) {
+    if (!gpt2_init(&m, &config, B, T, 7, mode, &err)) {
         printf("%s\n", err.text);
         exit(1);
     }
@@ -25,7 +25,7 @@ static GPT2 make_model(GPT2Config config, size_t B, size_t T, bool training) {
 
 /* Every element of the flat array belongs to exactly one tensor, and the views agree with the offsets. */
 static void layout(void) {
-    GPT2 m = make_model(small, 2, 6, true);
+    GPT2 m = make_model(small, 2, 6, GPT2_TRAINING);
     size_t total = 0, begin, end, expected = 0;
     unsigned char *owned = calloc(m.param_count, 1);
     for (int t = 0; t < NUM_PARAM_TENSORS; t++) {
@@ -62,11 +62,13 @@ static void bad_configs(void) {
     GPT2 m;
     GPT2Config c = small;
     c.heads = 3;
-    TEST_CHECK(!gpt2_init(&m, &c, 1, 1, 1, true, &err) && strstr(err.text, "heads"), "%s", err.text);
+    TEST_CHECK(!gpt2_init(&m, &c, 1, 1, 1, GPT2_TRAINING, &err) && strstr(err.text, "heads"), "%s", err.text);
     c = small, c.layers = 0;
-    TEST_CHECK(!gpt2_init(&m, &c, 1, 1, 1, true, &err) && strstr(err.text, "layers"), "%s", err.text);
-    TEST_CHECK(!gpt2_init(&m, &small, 1, 13, 1, true, &err) && strstr(err.text, "context"), "%s", err.text);
-    TEST_CHECK(!gpt2_init(&m, &small, (size_t)1 << 40, 2, 1, true, &err), "huge batch");
+    TEST_CHECK(!gpt2_init(&m, &c, 1, 1, 1, GPT2_TRAINING, &err) && strstr(err.text, "layers"), "%s",
+               err.text);
+    TEST_CHECK(!gpt2_init(&m, &small, 1, 13, 1, GPT2_TRAINING, &err) && strstr(err.text, "context"), "%s",
+               err.text);
+    TEST_CHECK(!gpt2_init(&m, &small, (size_t)1 << 40, 2, 1, GPT2_TRAINING, &err), "huge batch");
 }
 
 static void schedules(void) {
@@ -102,7 +104,7 @@ static void outliers(void) {
 /* One optimizer over everything, or two over uneven shares: the same bits. */
 static void adamw_shards(void) {
     AdamWConfig config = {0.9f, 0.95f, 1e-8f, 0.1f, 0};
-    GPT2 a = make_model(small, 1, 4, true), b = make_model(small, 1, 4, true);
+    GPT2 a = make_model(small, 1, 4, GPT2_TRAINING), b = make_model(small, 1, 4, GPT2_TRAINING);
     size_t n = a.param_count, cuts[] = {0, 17, n / 2 + 3, n};
     Error err;
     AdamW whole, part[2]; /* one of one share, one of two with a hole between them */
@@ -159,7 +161,7 @@ static void generation(int window, WeightType type, double bound) {
     GPT2Config config = small;
     config.window = window;
     enum { TOKENS = 31 };
-    GPT2 m = make_model(config, 1, (size_t)config.context, false);
+    GPT2 m = make_model(config, 1, (size_t)config.context, GPT2_INFERENCE);
     Generator g;
     Error err;
     TEST_CHECK(generator_init(&g, &m, type, &err), "%s", err.text);

@@ -12,7 +12,7 @@ static const GPT2Config shape = {
 static GPT2 make_model(const GPT2Config *config, uint64_t seed) {
     GPT2 m;
     Error err;
-    CHECK(gpt2_init(&m, config, 1, 1, 1, false, &err));
+    CHECK(gpt2_init(&m, config, 1, 1, 1, GPT2_INFERENCE, &err));
     test_fill(m.params, m.param_count, 1, seed);
     memset(m.params + gpt2_tensor_offset(config, TENSOR_wte, 0) + config->vocab * config->channels, 0,
            (size_t)((config->vocab_padded - config->vocab) * config->channels) * sizeof(float));
@@ -25,7 +25,7 @@ static bool read_model(const char *path, GPT2 *m, GPT2Config *config, Error *err
     *m = (GPT2){0};
     if (!model_source_open(&source, path, err)) return false;
     *config = source.config;
-    CHECK(gpt2_init(m, config, 1, 1, 1, false, err));
+    CHECK(gpt2_init(m, config, 1, 1, 1, GPT2_INFERENCE, err));
     test_poison(m->params, m->param_count * sizeof(float));
     bool ok = model_source_load(&source, m, err);
     model_source_close(&source);

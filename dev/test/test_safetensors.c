@@ -63,7 +63,7 @@ static char *replace(const char *text, const char *from, const char *to) {
 static GPT2 make_model(uint64_t seed) {
     GPT2 m;
     Error err;
-    CHECK(gpt2_init(&m, &shape, 1, 1, 1, false, &err));
+    CHECK(gpt2_init(&m, &shape, 1, 1, 1, GPT2_INFERENCE, &err));
     test_fill(m.params, m.param_count, 1, seed);
     memset(m.params + 131 * 12, 0, (256 - 131) * 12 * sizeof(float));
     return m;
@@ -81,7 +81,7 @@ static float *load(const char *path, int window, Error *err) {
         error_set(err, "another configuration");
         return NULL;
     }
-    CHECK(gpt2_init(&m, &expected, 1, 1, 1, false, err));
+    CHECK(gpt2_init(&m, &expected, 1, 1, 1, GPT2_INFERENCE, err));
     test_poison(m.params, m.param_count * sizeof(float));
     float *out = NULL;
     if (model_source_load(&source, &m, err)) {

@@ -214,8 +214,10 @@
     X(CHOICE, isa, 0, "auto", 0, 0, "", TRAIN | SAMPLE | EVAL | DOCTOR, SYSTEM,                              \
       ONE_OF("auto", "avx512bf16", "avx512", "avx2", "neon", "portable"),                                    \
       "instruction set of the kernels; auto: the best this processor has")                                   \
-    X(INT, head_rows, 0, "1024", 1, 1048576, "rows", TRAIN | EVAL, SYSTEM, NONE,                             \
-      "rows of logits held at once: fewer take less memory")                                                 \
+    X(INT, head_rows, 0, "0", 0, 1048576, "rows", TRAIN | EVAL, SYSTEM, NONE,                                \
+      "rows of logits held at once: fewer take less memory; 0: 1024, on a GPU 16384")                        \
+    X(CHOICE, recompute, 0, "auto", 0, 0, "", TRAIN, SYSTEM, ONE_OF("auto", "yes", "no"),                    \
+      "LayerNorm and GELU outputs again in the backward: less memory; auto: not on a GPU, where it takes time") \
     /* --- general --- */                                                                                    \
     X(STRING, config, 0, "", 0, 0, "file", EVERY, GENERAL, NONE,                                             \
       "read options from this file, 'name = value' a line, such as a run's config.txt")                      \

@@ -58,7 +58,7 @@ static void gelu_pass(float *out, float *d, const float *pre, size_t count) {
     for (size_t i = 0; i < count; i += VL) {
         size_t n = count - i < VL ? count - i : VL;
         vf grad, y = v_gelu_both(v_load_n(pre + i, n), &grad);
-        v_store_n(out + i, y, n);
+        if (out) v_store_n(out + i, y, n);
         if (d) v_store_n(d + i, v_load_n(d + i, n) * grad, n);
     }
 }
@@ -92,9 +92,10 @@ void blas_matmul_backward(float *dx, float *dw, float *db, const float *dout, co
 }
 
 void blas_matmul_gelu_backward(float *dpre, float *x, float *dw, float *db, const float *dout,
-                               const float *pre, const float *w, size_t N, size_t C, size_t OC) {
+                               const float *pre, const float *w, size_t N, size_t C, size_t OC,
+                               bool recompute) {
     sgemm(PLAIN, PLAIN, N, C, OC, dout, w, 0.0f, dpre);
-    gelu_pass(x, dpre, pre, N * C);
+    gelu_pass(recompute ? x : NULL, dpre, pre, N * C);
     weight_gradient(dw, db, dout, x, N, C, OC);
 }
 #endif

@@ -180,6 +180,6 @@ void matmul_backward(floatX *dx, floatX *dw, floatX *db, const floatX *dout, con
     MATMUL(matmul_backward)(dx, dw, db, dout, x, w, N, C, OC);
 }
 void matmul_gelu_backward(floatX *dpre, floatX *x, floatX *dw, floatX *db, const floatX *dout,
-                          const floatX *pre, const floatX *w, size_t N, size_t C, size_t OC) {
-    MATMUL(matmul_gelu_backward)(dpre, x, dw, db, dout, pre, w, N, C, OC);
+                          const floatX *pre, const floatX *w, size_t N, size_t C, size_t OC, bool recompute) {
+    MATMUL(matmul_gelu_backward)(dpre, x, dw, db, dout, pre, w, N, C, OC, recompute);
 }

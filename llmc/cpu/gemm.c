@@ -171,8 +171,8 @@ static void finish_tile(const Gemm *g, const float *sums, size_t row, size_t col
             if (add) x += v_load_n(add + at, n);
             if (last && g->finish == GEMM_GELU) v_store_n(g->gelu + at, v_gelu(x), n);
             if (last && g->finish == GEMM_GELU_GRAD) {
-                vf grad;
-                v_store_n(g->gelu + at, v_gelu_both(v_load_n(g->pre + at, n), &grad), n);
+                vf grad, y = v_gelu_both(v_load_n(g->pre + at, n), &grad);
+                if (g->gelu) v_store_n(g->gelu + at, y, n);
                 x *= grad;
             }
             v_store_n(g->out + at, x, n);

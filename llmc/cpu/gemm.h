@@ -18,7 +18,7 @@ typedef struct {
 typedef enum {
     GEMM_STORE,    /* out = sum */
     GEMM_GELU,     /* out = sum, gelu = gelu(sum) */
-    GEMM_GELU_GRAD /* out = sum * gelu'(pre), gelu = gelu(pre) */
+    GEMM_GELU_GRAD /* out = sum * gelu'(pre), gelu = gelu(pre) unless it is NULL */
 } GemmFinish;
 
 /* sum = A BT + add + bias; out, add, pre and gelu are (M,N), bias (N); NULL where there is none. add may be out. */

@@ -52,13 +52,14 @@ void KERNEL(matmul_backward)(float *dx, float *dw, float *db, const float *dout,
     KERNEL(gemm_run)(both, 2);
 }
 
-/* dw needs the gelu(pre) that the first product writes on its way, so the two are not run together. */
+/* dw may need the gelu(pre) that the first product writes on its way, so the two are not run together. */
 void KERNEL(matmul_gelu_backward)(float *dpre, float *x, float *dw, float *db, const float *dout,
-                                  const float *pre, const float *w, size_t N, size_t C, size_t OC) {
+                                  const float *pre, const float *w, size_t N, size_t C, size_t OC,
+                                  bool recompute) {
     Gemm g = input_gradient(dpre, dout, w, N, C, OC);
     g.finish = GEMM_GELU_GRAD;
     g.pre = pre;
-    g.gelu = x;
+    g.gelu = recompute ? x : NULL;
     KERNEL(gemm_run)(&g, 1);
     g = weight_gradient(dw, db, dout, x, N, C, OC);
     KERNEL(gemm_run)(&g, 1);

@@ -7,6 +7,7 @@
 #ifndef LLMC_GEMM_CUBLASLT_CUH
 #define LLMC_GEMM_CUBLASLT_CUH
 #include "base/check.h"
+#include "base/log.h"
 #include "cuda/gelu.cuh"
 #include "cuda/gemm.h"
 #include "cuda/gemm_plain.cuh"
@@ -14,7 +15,12 @@
 #include <vector>
 
 namespace gemm_lt {
-enum { PROPOSALS = 12, TIMED_RUNS = 3, WORKSPACE_BYTES = 32 << 20 };
+enum {
+    PROPOSALS = 12,
+    TIMED_RUNS = 3,
+    WORKSPACE_BYTES = 32 << 20,
+    OUTPUTS_MIN = 1 << 16 /* of a product: fewer do not tell one order of additions from another in bf16 */
+};
 
 [[noreturn]] static void fail(cublasStatus_t status, int line) {
     fprintf(stderr, "error: cuBLASLt: %s, seen at %s:%d (is its version that of the CUDA toolkit?)\n",
@@ -30,15 +36,16 @@ enum { PROPOSALS = 12, TIMED_RUNS = 3, WORKSPACE_BYTES = 32 << 20 };
 /* What an algorithm is chosen for: everything but the addresses, of which only the alignment counts. */
 struct Shape {
     size_t rows, cols, inner;
-    unsigned align_a, align_b, align_add, align_out; /* bytes, at most 256 */
+    unsigned align_a, align_b, align_add, align_out, align_bias, align_pre; /* bytes, at most 256 */
     bool a_transposed, b_transposed, adds, has_bias;
     Epilogue epilogue;
     Precision precision;
     bool operator==(const Shape &o) const {
         return rows == o.rows && cols == o.cols && inner == o.inner && align_a == o.align_a &&
                align_b == o.align_b && align_add == o.align_add && align_out == o.align_out &&
-               a_transposed == o.a_transposed && b_transposed == o.b_transposed && adds == o.adds &&
-               has_bias == o.has_bias && epilogue == o.epilogue && precision == o.precision;
+               align_bias == o.align_bias && align_pre == o.align_pre && a_transposed == o.a_transposed &&
+               b_transposed == o.b_transposed && adds == o.adds && has_bias == o.has_bias &&
+               epilogue == o.epilogue && precision == o.precision;
     }
 };
 
@@ -47,10 +54,13 @@ static unsigned alignment(const void *p) {
     return (unsigned)(bits & (~bits + 1));
 }
 static Shape shape_of(const Gemm &g) {
-    return {g.rows,           g.cols,         g.inner,
-            alignment(g.a),   alignment(g.b), alignment(g.add ? g.add : g.out),
-            alignment(g.out), g.a_transposed, g.b_transposed,
-            g.add != NULL,    g.bias != NULL, g.epilogue,
+    return {g.rows,           g.cols,
+            g.inner,          alignment(g.a),
+            alignment(g.b),   alignment(g.add ? g.add : g.out),
+            alignment(g.out), alignment(g.bias),
+            alignment(g.pre), g.a_transposed,
+            g.b_transposed,   g.add != NULL,
+            g.bias != NULL,   g.epilogue,
             gpu.precision};
 }
 
@@ -169,12 +179,13 @@ static double time_one(const Plan &p, const Gemm &g, floatX *out, floatX *pre,
     return 1e-3 * best;
 }
 
-/* Replaces the plan's algorithm by the fastest proposal with the same bits. Without memory to try in, it stays. */
+/* Replaces the plan's algorithm by the fastest proposal with the same bits. Without memory to try in it stays, and where
+ * there is little to gain. */
 static void choose(Plan &p, const Gemm &g, const cublasLtMatmulHeuristicResult_t *results, int count) {
     size_t n = g.rows * g.cols, bytes = (n * sizeof(floatX) + 255) / 256 * 256;
     bool writes_pre = g.epilogue == EPILOGUE_GELU;
     char *memory = NULL;
-    if (count < 2) return;
+    if (count < 2 || n < OUTPUTS_MIN) return;
     if (cudaMalloc((void **)&memory, (writes_pre ? 4 : 2) * bytes + 256) != cudaSuccess) {
         cudaGetLastError(); /* so that no launch is blamed for it */
         return;
@@ -206,6 +217,12 @@ static void choose(Plan &p, const Gemm &g, const cublasLtMatmulHeuristicResult_t
     GPU_CHECK(cudaFree(memory));
 }
 
+/* Elsewhere cuBLASLt leaves GELU to a second kernel, which is slower than ours. */
+static bool fuses_gelu() {
+    const int hopper = 90, desktop_blackwell = 120;
+    return gpu.cc >= hopper && gpu.cc < desktop_blackwell;
+}
+
 /* The plan of g's shape, made at its first use. Plans live as long as the program. */
 static const Plan &plan_of(const Gemm &g) {
     static std::vector<Plan> &plans = *new std::vector<Plan>;
@@ -217,6 +234,11 @@ static const Plan &plan_of(const Gemm &g) {
     cublasLtMatmulHeuristicResult_t results[PROPOSALS];
     int count = proposals(p, g, results);
     p.possible = count > 0;
+    if (!p.possible && s.epilogue == EPILOGUE_NONE && s.rows * s.cols >= OUTPUTS_MIN)
+        log_warn("cuBLASLt has no algorithm for a product of %zu x %zu x %zu: it will be slow (make the "
+                 "model's sizes "
+                 "multiples of 8)",
+                 s.rows, s.cols, s.inner);
     if (p.possible) {
         p.algorithm = results[0].algo;
         choose(p, g, results, count);
@@ -229,9 +251,10 @@ static const Plan &plan_of(const Gemm &g) {
 inline void gemm(const Gemm &g) {
     CHECK(!g.add || g.epilogue == EPILOGUE_NONE);
     if (!g.rows || !g.cols) return;
-    const gemm_lt::Plan &p = gemm_lt::plan_of(g);
-    if (p.possible) {
-        LT_CHECK(gemm_lt::run(p, g, g.out, g.pre, &p.algorithm));
+    const bool fused = g.epilogue == EPILOGUE_NONE || gemm_lt::fuses_gelu();
+    const gemm_lt::Plan *p = fused ? &gemm_lt::plan_of(g) : NULL;
+    if (p && p->possible) {
+        LT_CHECK(gemm_lt::run(*p, g, g.out, g.pre, &p->algorithm));
     } else if (g.epilogue != EPILOGUE_NONE) { /* the product alone may be possible */
         Gemm product = g;
         product.epilogue = EPILOGUE_NONE;

@@ -54,9 +54,13 @@ static __global__ void product_kernel(Gemm g, bool rounds) {
 }
 
 /* out *= gelu'(pre) */
-static __global__ void dgelu_kernel(floatX *out, const floatX *pre, size_t n) {
-    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) out[i] = from_float<floatX>(to_float(out[i]) * gelu_grad(to_float(pre[i])));
+template <int N> __global__ void dgelu_kernel(floatX *out, const floatX *pre, size_t n) {
+    size_t at = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * N;
+    if (at >= n) return;
+    Packed<float, N> d = load_floats<N>(out + at), x = load_floats<N>(pre + at);
+#pragma unroll
+    for (int i = 0; i < N; i++) d[i] *= gelu_grad(x[i]);
+    store_floats(out + at, d);
 }
 
 /* g without its epilogue. */
@@ -69,8 +73,12 @@ static void product(const Gemm &g) {
 static void epilogue(const Gemm &g) {
     size_t n = g.rows * g.cols;
     if (g.epilogue == EPILOGUE_GELU) gelu_forward(g.out, g.pre, n);
-    if (g.epilogue == EPILOGUE_DGELU)
-        LAUNCH(dgelu_kernel, blocks_for(n, 256), 256, 0, gpu.stream, g.out, g.pre, n);
+    if (g.epilogue != EPILOGUE_DGELU) return;
+    const unsigned threads = 256;
+    if (can_be_wide(n, g.out, g.pre))
+        LAUNCH(dgelu_kernel<WIDE>, blocks_for(n / WIDE, threads), threads, 0, gpu.stream, g.out, g.pre, n);
+    else
+        LAUNCH(dgelu_kernel<1>, blocks_for(n, threads), threads, 0, gpu.stream, g.out, g.pre, n);
 }
 } // namespace gemm_plain
 #endif

@@ -1,15 +1,22 @@
 /* layernorm.cuh: layer normalisation. Forward: a warp per row, which stays in the first cache for its mean, its variance
- * (a second pass, so that nothing cancels) and its output. Backward: a block walks a stretch of rows, in groups with a
- * row for each warp: the warps first make the two means of their rows, then every thread goes down the group in its own
- * columns, whose sums for dw and db stay in its registers. The stretches depend on N alone, and their sums are added
- * in order. */
+ * (a second pass, so that nothing cancels) and its output. Backward: a block walks a stretch of rows, a few at a time, a
+ * thread in its own columns, whose sums for dw and db stay in its registers. The
+ * stretches depend on N alone, and their sums are added in order. */
 #ifndef LLMC_CUDA_LAYERNORM_CUH
 #define LLMC_CUDA_LAYERNORM_CUH
 #include "cuda/gpu.h"
+#include "cuda/stretches.cuh"
 #include "model/kernels.h"
 
 namespace layernorm {
-enum { WARPS = 4, STRETCHES_MAX = 1024, STRETCH_ROWS_MIN = 8, THREADS_MAX = 512, SUM_ROWS = 32 };
+enum {
+    WARPS = 4, /* of a block of the forward; each has its own row */
+    STRETCHES_MAX =
+        896, /* the backward's blocks: for GPT-2 124M all at once on the 132 multiprocessors of an H100 */
+    STRETCH_ROWS_MIN = 8,
+    THREADS_MAX = 256, /* of a block of the backward */
+    ROWS = 2,          /* that it reads at once */
+};
 
 /* One expression for both kernels, so that what is recomputed has the same bits. */
 template <int N>
@@ -65,74 +72,84 @@ struct Backward {
     size_t rows, C, stretch;
 };
 
-/* With n = (x - mean) rstd and g = dout w: the means of g and of g n over one row. */
-template <int N> __device__ inline float2 row_means(const Backward &k, size_t row) {
-    float m = k.mean[row], r = k.rstd[row], sum_g = 0, sum_gn = 0;
-    for (size_t c = (size_t)lane_id() * N; c < k.C; c += WARP * N) {
-        Packed<float, N> d = load_floats<N>(k.dout + row * k.C + c), w = load_floats<N>(k.w + c);
-        Packed<float, N> x = load_floats<N>(k.x + row * k.C + c);
+/* Adds to sums what N columns of a row have in them: of g = dout w and of g n, with n = (x - mean) rstd. */
+template <int N>
+__device__ inline void add_means(float2 &sums, const Packed<floatX, N> &dout, const Packed<floatX, N> &x,
+                                 const Packed<float, N> &w, float2 stats) {
 #pragma unroll
-        for (int i = 0; i < N; i++) {
-            float g = d[i] * w[i];
-            sum_g += g;
-            sum_gn = fmaf(g, (x[i] - m) * r, sum_gn);
-        }
+    for (int i = 0; i < N; i++) {
+        float g = to_float(dout[i]) * w[i];
+        sums.x += g;
+        sums.y = fmaf(g, (to_float(x[i]) - stats.x) * stats.y, sums.y);
     }
-    return make_float2(warp_sum(sum_g) / (float)k.C, warp_sum(sum_gn) / (float)k.C);
 }
 
-/* dx += rstd (g - mean(g) - n mean(g n)); dw += dout n; db += dout. Block: one stretch of rows, blockDim.x * N columns;
- * with more columns than that the means are made again by each block that needs them. */
-template <int N> __global__ void backward_kernel(Backward k) {
-    SHARED(float2, means, [THREADS_MAX / WARP]);
-    size_t first = blockIdx.x * k.stretch, end = first + k.stretch, warps = blockDim.x / WARP;
-    size_t c = ((size_t)blockIdx.y * blockDim.x + threadIdx.x) * N;
-    if (end > k.rows) end = k.rows;
+/* dx += rstd (g - mean(g) - n mean(g n)); dw += dout n; db += dout. Block: one stretch of rows, ROWS of them at a time,
+ * whose second reading is from the first cache; a thread has N columns. Rows longer than a block are split along
+ * blockIdx.y, and each of those blocks makes their means for itself. */
+template <int N> __global__ void __launch_bounds__(THREADS_MAX) backward_kernel(Backward k) {
+    SHARED(float2,
+           partial, [2][THREADS_MAX / WARP][ROWS]); /* two: the next group writes where nobody reads */
+    const size_t first = blockIdx.x * k.stretch,
+                 end = first + k.stretch < k.rows ? first + k.stretch : k.rows;
+    const size_t width = blockDim.x * N, c = blockIdx.y * width + threadIdx.x * N;
+    const bool inside = c < k.C;
     Packed<float, N> dw = {}, db = {}, w = {};
-    if (c < k.C) w = load_floats<N>(k.w + c);
-    for (size_t group = first; group < end; group += warps) {
-        size_t mine = group + (size_t)warp_id();
-        float2 mean_of_mine = mine < end ? row_means<N>(k, mine) : make_float2(0, 0);
-        if (lane_id() == 0) means[warp_id()] = mean_of_mine;
+    if (inside) w = load_floats<N>(k.w + c);
+    int now = 0;
+    for (size_t group = first; group < end; group += ROWS, now = 1 - now) {
+        Packed<floatX, N> dout[ROWS] = {}, x[ROWS] = {}, dx[ROWS] = {};
+        float2 stats[ROWS], sums[ROWS] = {};
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) { /* past the end the last row again, whose means nobody asks for */
+            size_t row = group + (size_t)r < end ? group + (size_t)r : end - 1;
+            stats[r] = make_float2(k.mean[row], k.rstd[row]);
+            if (!inside) continue;
+            dout[r] = load<N>(k.dout + row * k.C + c);
+            x[r] = load<N>(k.x + row * k.C + c);
+            dx[r] = load<N>(k.dx + row * k.C + c);
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) add_means<N>(sums[r], dout[r], x[r], w, stats[r]);
+        for (size_t other = threadIdx.x * N; gridDim.y > 1 && other < k.C; other += width) {
+            if (other == c) continue;
+            Packed<float, N> scale = load_floats<N>(k.w + other);
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                size_t at = (group + (size_t)r < end ? group + (size_t)r : end - 1) * k.C + other;
+                add_means<N>(sums[r], load<N>(k.dout + at), load<N>(k.x + at), scale, stats[r]);
+            }
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            sums[r] = make_float2(warp_sum(sums[r].x), warp_sum(sums[r].y));
+            if (lane_id() == 0) partial[now][warp_id()][r] = sums[r];
+        }
         __syncthreads();
-        for (size_t row = group; row < end && row < group + warps && c < k.C; row++) {
-            size_t at = row * k.C + c;
-            float m = k.mean[row], r = k.rstd[row];
-            float2 mean = means[row - group];
-            Packed<float, N> d = load_floats<N>(k.dout + at), x = load_floats<N>(k.x + at);
-            Packed<float, N> dx = load_floats<N>(k.dx + at);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            size_t row = group + (size_t)r;
+            if (row >= end || !inside) continue;
+            float2 mean = make_float2(0, 0);
+            for (unsigned i = 0; i < blockDim.x / WARP; i++)
+                mean.x += partial[now][i][r].x, mean.y += partial[now][i][r].y;
+            mean.x /= (float)k.C, mean.y /= (float)k.C;
+            Packed<float, N> d = load_floats<N>(k.dout + row * k.C + c), sum;
+            Packed<float, N> v = load_floats<N>(k.x + row * k.C + c);
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                float n = (x[i] - m) * r;
+                float n = (v[i] - stats[r].x) * stats[r].y;
                 dw[i] = fmaf(d[i], n, dw[i]);
                 db[i] += d[i];
-                dx[i] = fmaf(r, d[i] * w[i] - mean.x - n * mean.y, dx[i]);
+                sum[i] = fmaf(stats[r].y, d[i] * w[i] - mean.x - n * mean.y, to_float(dx[r][i]));
             }
-            store_floats(k.dx + at, dx);
+            store_floats(k.dx + row * k.C + c, sum);
         }
-        __syncthreads(); /* before means is written again */
     }
     if (c < k.C) {
         store(k.partial + blockIdx.x * 2 * k.C + c, dw);
         store(k.partial + (blockIdx.x * 2 + 1) * k.C + c, db);
     }
-}
-
-/* dw, db (C) += the sums over the stretches of partial (stretches, 2, C). Block: WARP of the 2 C columns, SUM_ROWS
- * threads each. */
-static __global__ void add_partial_kernel(floatX *dw, floatX *db, const float *partial, size_t stretches,
-                                          size_t C) {
-    SHARED(float, sums, [SUM_ROWS][WARP]);
-    size_t column = (size_t)blockIdx.x * WARP + threadIdx.x;
-    float sum = 0;
-    for (size_t s = threadIdx.y; s < stretches && column < 2 * C; s += SUM_ROWS)
-        sum += partial[s * 2 * C + column];
-    sums[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y || column >= 2 * C) return;
-    for (int i = 1; i < SUM_ROWS; i++) sum += sums[i][threadIdx.x];
-    floatX *to = column < C ? dw + column : db + (column - C);
-    *to = from_float<floatX>(to_float(*to) + sum);
 }
 
 template <int N> static void backward(const Backward &k, size_t stretches) {
@@ -169,7 +186,6 @@ void layernorm_backward(floatX *dx, floatX *dw, floatX *db, const floatX *dout, 
         backward<WIDE>(k, stretches);
     else
         backward<1>(k, stretches);
-    LAUNCH(add_partial_kernel, blocks_for(2 * C, WARP), dim3(WARP, SUM_ROWS), 0, gpu.stream, dw, db, partial,
-           stretches, C);
+    add_stretches(dw, C, db, C, partial, stretches);
 }
 #endif

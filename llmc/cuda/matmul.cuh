@@ -3,6 +3,7 @@
 #define LLMC_CUDA_MATMUL_CUH
 #include "cuda/gelu.cuh"
 #include "cuda/gpu.h"
+#include "cuda/stretches.cuh"
 #if defined(CUDA_SHIM) && !defined(LLMC_GEMM_CUBLASLT_CUH) /* a test of that includes it first */
 #include <gemm_naive.h>                                    /* of dev/cuda_shim */
 #else
@@ -16,7 +17,6 @@ enum {
     BLOCKS = 1024,    /* about so many: the stretches of rows depend on the shape alone, and so do the bits */
     STRETCH_MIN = 64, /* rows of a block */
     ROWS_AT_ONCE = 4, /* of a warp: loads on the way together */
-    SUM_THREADS = 128, /* of the kernel that adds the stretches up */
 };
 
 /* partial (stretches,cols) = sums of a stretch of rows of x (rows,cols). A block has 32 * N columns. */
@@ -53,16 +53,6 @@ __global__ void __launch_bounds__(WARPS *WARP)
     }
 }
 
-/* db (cols) += the stretches' sums, in order. */
-static __global__ void __launch_bounds__(SUM_THREADS)
-    add_stretches_kernel(floatX *db, const float *partial, size_t stretches, size_t cols) {
-    size_t col = (size_t)blockIdx.x * SUM_THREADS + threadIdx.x;
-    if (col >= cols) return;
-    float sum = 0;
-    for (size_t i = 0; i < stretches; i++) sum += partial[i * cols + col];
-    db[col] = from_float<floatX>(to_float(db[col]) + sum);
-}
-
 template <int N> static void add_column_sums(floatX *db, const floatX *x, size_t rows, size_t cols) {
     size_t groups = (cols + WARP * N - 1) / (WARP * N);
     size_t stretch = (rows * groups + BLOCKS - 1) / BLOCKS;
@@ -71,8 +61,7 @@ template <int N> static void add_column_sums(floatX *db, const floatX *x, size_t
     float *partial = static_cast<float *>(gpu_scratch(SCRATCH_REDUCE, stretches * cols * sizeof(float)));
     LAUNCH(column_sums_kernel<N>, (unsigned)(groups * stretches), WARPS * WARP, 0, gpu.stream, partial, x,
            rows, cols, stretch);
-    LAUNCH(add_stretches_kernel, blocks_for(cols, SUM_THREADS), SUM_THREADS, 0, gpu.stream, db, partial,
-           stretches, cols);
+    add_stretches(db, cols, NULL, 0, partial, stretches);
 }
 
 /* dw (OC,C) += doutT x (N,C); db (OC) += column sums of dout (N,OC), unless it is NULL */
@@ -117,13 +106,13 @@ void matmul_backward(floatX *dx, floatX *dw, floatX *db, const floatX *dout, con
 }
 
 void matmul_gelu_backward(floatX *dpre, floatX *x, floatX *dw, floatX *db, const floatX *dout,
-                          const floatX *pre, const floatX *w, size_t N, size_t C, size_t OC) {
+                          const floatX *pre, const floatX *w, size_t N, size_t C, size_t OC, bool recompute) {
     Gemm g = {};
     g.out = dpre, g.pre = const_cast<floatX *>(pre), g.epilogue = EPILOGUE_DGELU;
     g.a = dout, g.b = w;
     g.rows = N, g.cols = C, g.inner = OC;
     gemm(g);
-    gelu_forward(x, pre, N * C);
+    if (recompute) gelu_forward(x, pre, N * C);
     matmul::add_weight_gradient(dw, db, dout, x, N, C, OC);
 }
 #endif

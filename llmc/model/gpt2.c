@@ -36,14 +36,14 @@ void gpt2_forward(GPT2 *m, const int32_t *tokens) {
         floatX *x = layer_input(m, l);
         layer_needed(m, l);
 
-        layernorm_forward(a.ln, a.ln1_mean, a.ln1_rstd, x, p.ln1w, p.ln1b, N, C);
-        matmul_forward(a.qkv, a.ln, p.qkvw, p.qkvb, NULL, N, C, 3 * C);
+        layernorm_forward(a.ln1, a.ln1_mean, a.ln1_rstd, x, p.ln1w, p.ln1b, N, C);
+        matmul_forward(a.qkv, a.ln1, p.qkvw, p.qkvb, NULL, N, C, 3 * C);
         attention_forward(a.atty, a.lse, a.qkv, B, T, NH, HS, W);
         matmul_forward(a.residual2, a.atty, p.attprojw, ONCE(p.attprojb), ONCE(x), N, C, C);
         tp_sum(m, a.residual2, N * C);
 
-        layernorm_forward(a.ln, a.ln2_mean, a.ln2_rstd, a.residual2, p.ln2w, p.ln2b, N, C);
-        matmul_gelu_forward(a.gelu, a.fch, a.ln, p.fcw, p.fcb, N, C, 4 * C);
+        layernorm_forward(a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2, p.ln2w, p.ln2b, N, C);
+        matmul_gelu_forward(a.gelu, a.fch, a.ln2, p.fcw, p.fcb, N, C, 4 * C);
         matmul_forward(a.residual3, a.gelu, p.fcprojw, ONCE(p.fcprojb), ONCE(a.residual2), N, 4 * C, C);
         tp_sum(m, a.residual3, N * C);
     }
@@ -71,6 +71,7 @@ void gpt2_loss(GPT2 *m, const int32_t *targets, float dloss) {
 
 void gpt2_backward(GPT2 *m, const int32_t *tokens) {
     GPT2_DIMS(m);
+    const bool again = m->mode != GPT2_TRAINING;
     floatX *dx =
         gpt2_acts(m, 0).dresidual; /* the gradient on the residual stream, from the last layer down */
     if (m->layer_end == m->config.layers) {
@@ -84,16 +85,16 @@ void gpt2_backward(GPT2 *m, const int32_t *tokens) {
         Acts a = gpt2_acts(m, l);
         floatX *x = layer_input(m, l);
 
-        matmul_gelu_backward(a.dwide, a.gelu, g.fcprojw, g.fcprojb, dx, a.fch, p.fcprojw, N, 4 * C, C);
-        layernorm_recompute(a.ln, a.ln2_mean, a.ln2_rstd, a.residual2, p.ln2w, p.ln2b, N, C);
-        matmul_backward(a.dbranch, g.fcw, g.fcb, a.dwide, a.ln, p.fcw, N, C, 4 * C);
+        matmul_gelu_backward(a.dwide, a.gelu, g.fcprojw, g.fcprojb, dx, a.fch, p.fcprojw, N, 4 * C, C, again);
+        if (again) layernorm_recompute(a.ln2, a.ln2_mean, a.ln2_rstd, a.residual2, p.ln2w, p.ln2b, N, C);
+        matmul_backward(a.dbranch, g.fcw, g.fcb, a.dwide, a.ln2, p.fcw, N, C, 4 * C);
         tp_sum(m, a.dbranch, N * C);
         layernorm_backward(dx, g.ln2w, g.ln2b, a.dbranch, a.residual2, p.ln2w, a.ln2_mean, a.ln2_rstd, N, C);
 
         matmul_backward(a.dbranch, g.attprojw, g.attprojb, dx, a.atty, p.attprojw, N, C, C);
         attention_backward(a.dwide, a.dbranch, a.atty, a.lse, a.qkv, B, T, NH, HS, W);
-        layernorm_recompute(a.ln, a.ln1_mean, a.ln1_rstd, x, p.ln1w, p.ln1b, N, C);
-        matmul_backward(a.dbranch, g.qkvw, g.qkvb, a.dwide, a.ln, p.qkvw, N, C, 3 * C);
+        if (again) layernorm_recompute(a.ln1, a.ln1_mean, a.ln1_rstd, x, p.ln1w, p.ln1b, N, C);
+        matmul_backward(a.dbranch, g.qkvw, g.qkvb, a.dwide, a.ln1, p.qkvw, N, C, 3 * C);
         tp_sum(m, a.dbranch, N * C);
         layernorm_backward(dx, g.ln1w, g.ln1b, a.dbranch, x, p.ln1w, a.ln1_mean, a.ln1_rstd, N, C);
         layer_done(m, l);

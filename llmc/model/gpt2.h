@@ -77,8 +77,13 @@ typedef struct {
     void (*tp_sum)(void *ctx, floatX *x, size_t n);
 } GPT2Hooks;
 
+/* What memory there is for. RECOMPUTING: LayerNorm and GELU outputs are not kept for the backward, which computes them
+ * again: a third less memory for activations, and the same results but for the rounding of GELU's in bf16. */
+typedef enum { GPT2_INFERENCE, GPT2_TRAINING, GPT2_TRAINING_RECOMPUTING } GPT2Mode;
+
 typedef struct {
     GPT2Config config;
+    GPT2Mode mode;
     size_t B, T;                /* the largest batch and sequence that the activations hold; T <= context */
     size_t head_rows;           /* rows of logits held at once */
     int layer_begin, layer_end; /* the layers of this pipeline stage: 0 .. layers for one stage */
@@ -90,10 +95,10 @@ typedef struct {
     bool borrowed; /* params and grads belong to someone else */
 } GPT2;
 
-/* Bytes that gpt2_init allocates (training: gradients too); the optimizer's are adamw_bytes. */
-size_t gpt2_bytes(const GPT2Config *config, size_t B, size_t T, size_t head_rows, bool training);
+/* Bytes that gpt2_init allocates; the optimizer's are adamw_bytes. */
+size_t gpt2_bytes(const GPT2Config *config, size_t B, size_t T, size_t head_rows, GPT2Mode mode);
 /* Allocates; all zero. B, T, head_rows >= 1; head_rows is cut to B*T. */
-bool gpt2_init(GPT2 *m, const GPT2Config *config, size_t B, size_t T, size_t head_rows, bool training,
+bool gpt2_init(GPT2 *m, const GPT2Config *config, size_t B, size_t T, size_t head_rows, GPT2Mode mode,
                Error *err);
 /* From now on the parameters and gradients (param_count each, zero, device memory) are these, which stay their owner's. */
 void gpt2_use_arrays(GPT2 *m, floatX *params, floatX *grads);

@@ -112,8 +112,9 @@ static size_t acts_layout(const GPT2 *m, Acts *a, char *base, int layer) {
 #define X(name, scope, type, rows, cols)                                                                     \
     {                                                                                                        \
         size_t one = round_up((rows) * (cols) * sizeof(type));                                               \
-        if (base) a->name = (type *)(void *)(base + at + (scope == LAYER ? (size_t)layer * one : 0));        \
-        at += one * (scope == LAYER ? L : 1);                                                                \
+        bool each = scope == LAYER || (scope == KEPT && m->mode == GPT2_TRAINING);                           \
+        if (base) a->name = (type *)(void *)(base + at + (each ? (size_t)layer * one : 0));                  \
+        at += one * (each ? L : 1);                                                                          \
     }
     ACT_TENSORS(X)
 #undef X
@@ -128,23 +129,24 @@ Acts gpt2_acts(const GPT2 *m, int layer) {
 
 /* --- the model --- */
 
-static GPT2 shape(const GPT2Config *config, size_t B, size_t T, size_t head_rows) {
+static GPT2 shape(const GPT2Config *config, size_t B, size_t T, size_t head_rows, GPT2Mode mode) {
     size_t rows = head_rows < B * T ? head_rows : B * T;
     return (GPT2){.config = *config,
                   .B = B,
                   .T = T,
                   .head_rows = rows,
+                  .mode = mode,
                   .layer_end = config->layers,
                   .tp_first = true,
                   .param_count = gpt2_param_count(config)};
 }
 
-size_t gpt2_bytes(const GPT2Config *config, size_t B, size_t T, size_t head_rows, bool training) {
-    GPT2 m = shape(config, B, T, head_rows);
-    return m.param_count * sizeof(floatX) * (training ? 2 : 1) + acts_layout(&m, NULL, NULL, 0);
+size_t gpt2_bytes(const GPT2Config *config, size_t B, size_t T, size_t head_rows, GPT2Mode mode) {
+    GPT2 m = shape(config, B, T, head_rows, mode);
+    return m.param_count * sizeof(floatX) * (mode == GPT2_INFERENCE ? 1 : 2) + acts_layout(&m, NULL, NULL, 0);
 }
 
-bool gpt2_init(GPT2 *m, const GPT2Config *config, size_t B, size_t T, size_t head_rows, bool training,
+bool gpt2_init(GPT2 *m, const GPT2Config *config, size_t B, size_t T, size_t head_rows, GPT2Mode mode,
                Error *err) {
     *m = (GPT2){0};
     if (!gpt2_config_check(config, err)) return false;
@@ -153,7 +155,8 @@ bool gpt2_init(GPT2 *m, const GPT2Config *config, size_t B, size_t T, size_t hea
     if (T > (size_t)config->context)
         return error_set(err, "model: a sequence of %zu tokens is longer than the model's context of %d", T,
                          config->context);
-    *m = shape(config, B, T, head_rows);
+    *m = shape(config, B, T, head_rows, mode);
+    bool training = mode != GPT2_INFERENCE;
     size_t bytes = m->param_count * sizeof(floatX);
     m->acts_bytes = acts_layout(m, NULL, NULL, 0);
     m->params = device_alloc(bytes);
@@ -162,7 +165,7 @@ bool gpt2_init(GPT2 *m, const GPT2Config *config, size_t B, size_t T, size_t hea
     if (m->params && m->acts && (m->grads || !training)) return true;
     gpt2_free(m);
     return error_set(err, "model: no memory for %.2f GB (use a smaller batch, sequence or model)",
-                     1e-9 * (double)gpt2_bytes(config, B, T, head_rows, training));
+                     1e-9 * (double)gpt2_bytes(config, B, T, head_rows, mode));
 }
 
 static void free_arrays(GPT2 *m) {

@@ -43,10 +43,10 @@ void matmul_gelu_forward(floatX *out, floatX *pre, const floatX *x, const floatX
 /* dx (N,C) = dout (N,OC) w; dw (OC,C) += doutT x; db (OC) += column sums of dout, unless db is NULL. */
 void matmul_backward(floatX *dx, floatX *dw, floatX *db, const floatX *dout, const floatX *x, const floatX *w,
                      size_t N, size_t C, size_t OC);
-/* The same for an input x = gelu(pre (N,C)): dpre (N,C) is the gradient before the GELU; x (N,C) is scratch
- * and holds gelu(pre) afterwards. */
+/* The same for an input x = gelu(pre (N,C)): dpre (N,C) is the gradient before the GELU. recompute: x (N,C) is first
+ * made from pre. */
 void matmul_gelu_backward(floatX *dpre, floatX *x, floatX *dw, floatX *db, const floatX *dout,
-                          const floatX *pre, const floatX *w, size_t N, size_t C, size_t OC);
+                          const floatX *pre, const floatX *w, size_t N, size_t C, size_t OC, bool recompute);
 
 /* Causal self-attention over packed qkv (B,T,3,NH,HS): out (B,T,NH,HS); lse (B,NH,T) = log sum exp of the
  * scaled scores. Row t sees columns max(0, t-window+1) .. t; window 0: all up to t. Never builds T x T;

@@ -36,7 +36,7 @@
 
 /* What the forward keeps for the backward, and the scratch of both.
  *   X(name, scope, type, rows, cols)
- * LayerNorm and GELU outputs are not kept: the backward recomputes them, which costs less than their memory. */
+ *   scope       KEPT: one per layer, or, where the backward computes them again (GPT2Mode), one. */
 #define ACT_TENSORS(X) \
     X(encoded,   MODEL, floatX, N,         C) \
     X(ln1_mean,  LAYER, float,  N,         1) \
@@ -52,17 +52,18 @@
     X(lnf,       MODEL, floatX, N,         C) \
     X(lnf_mean,  MODEL, float,  N,         1) \
     X(lnf_rstd,  MODEL, float,  N,         1) \
+    X(ln1,       KEPT,  floatX, N,         C) \
+    X(ln2,       KEPT,  floatX, N,         C) \
+    X(gelu,      KEPT,  floatX, N,         4 * C) \
     X(logits,    MODEL, floatX, head_rows, Vp) \
     X(losses,    MODEL, float,  N,         1) \
-    X(ln,        MODEL, floatX, N,         C) \
-    X(gelu,      MODEL, floatX, N,         4 * C) \
     X(dresidual, MODEL, floatX, N,         C) \
     X(dbranch,   MODEL, floatX, N,         C) \
     X(dwide,     MODEL, floatX, N,         4 * C)
 
 /* clang-format on */
 
-enum { MODEL, LAYER };
+enum { MODEL, LAYER, KEPT };
 enum { WHOLE, ROWS, COLS, QKV };
 enum { ZERO, ONE, NORMAL, SCALED };
 

@@ -32,7 +32,9 @@ static int largest_batch(const GPT2Config *config, double available) {
     double optimizer = (double)adamw_bytes(gpt2_param_count(config));
     for (int B = 1; B <= 4096; B *= 2) {
         size_t T = (size_t)config->context;
-        if ((double)gpt2_bytes(config, (size_t)B, T, 1024, true) + optimizer < 0.95 * available) best = B;
+        if ((double)gpt2_bytes(config, (size_t)B, T, 1024, GPT2_TRAINING_RECOMPUTING) + optimizer <
+            0.95 * available)
+            best = B;
     }
     return best;
 }

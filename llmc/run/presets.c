@@ -3,6 +3,7 @@
 #include "run/presets.h"
 #include "base/check.h"
 #include "model/adamw.h"
+#include "model/device.h"
 #include <string.h>
 
 enum { ASSIGNMENTS_MAX = 16 };
@@ -79,6 +80,18 @@ GPT2Config presets_config(const Options *o, int vocab, const GPT2Config *base) {
     return config;
 }
 
+size_t presets_head_rows(const Options *options) {
+    const size_t host = 1024, gpu = 16384; /* a GPU needs larger products to be busy */
+    return options->head_rows ? (size_t)options->head_rows : device_memory_is_host() ? host : gpu;
+}
+
+/* On a CPU what is computed again is a by-product of what is computed anyway. */
+GPT2Mode presets_mode(const Options *options) {
+    bool is_auto = !strcmp(options->recompute, "auto");
+    bool again = is_auto ? device_memory_is_host() : !strcmp(options->recompute, "yes");
+    return again ? GPT2_TRAINING_RECOMPUTING : GPT2_TRAINING;
+}
+
 void presets_print(const Options *options, FILE *out) {
     fprintf(out, "%-12s %6s %5s %8s %7s %8s %11s  %s\n", "preset", "layers", "heads", "channels", "context",
             "params", "memory", "");
@@ -90,7 +103,7 @@ void presets_print(const Options *options, FILE *out) {
         if (options->sequence) o.sequence = options->sequence;
         GPT2Config c = presets_config(&o, presets[i].vocab, NULL);
         size_t T = (size_t)(o.sequence && o.sequence < c.context ? o.sequence : c.context);
-        size_t bytes = gpt2_bytes(&c, (size_t)o.batch_size, T, (size_t)o.head_rows, true) +
+        size_t bytes = gpt2_bytes(&c, (size_t)o.batch_size, T, presets_head_rows(&o), presets_mode(&o)) +
                        adamw_bytes(gpt2_param_count(&c));
         fprintf(out, "%-12s %6d %5d %8d %7d %7.1fM %8.2f GB  %s; %d x %zu tokens a batch\n", presets[i].name,
                 c.layers, c.heads, c.channels, c.context, 1e-6 * (double)gpt2_param_count(&c),

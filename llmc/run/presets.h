@@ -12,4 +12,8 @@ void presets_print(const Options *options, FILE *out);
 
 /* The model that the options describe, for a vocabulary; what they leave at 0 is taken from base (NULL: none). */
 GPT2Config presets_config(const Options *options, int vocab, const GPT2Config *base);
+
+/* What the options say of memory: rows of logits held at once, and what is kept for the backward. */
+size_t presets_head_rows(const Options *options);
+GPT2Mode presets_mode(const Options *options);
 #endif

@@ -3,6 +3,7 @@
 #include "base/file.h"
 #include "base/machine.h"
 #include "run/model_file.h"
+#include "run/presets.h"
 #include <string.h>
 
 /* Files that a model's folder may hold its tokenizer in: ours, and Hugging Face's merges. */
@@ -48,10 +49,10 @@ static bool open_model(Trained *t, const Options *o, ModelSource *source, size_t
     GPT2Config config = source->config;
     if (o->source[OPTION_window] != SOURCE_DEFAULT) config.window = o->window;
     if (!T) T = (size_t)config.context;
-    size_t bytes = gpt2_bytes(&config, B, T, (size_t)o->head_rows, false);
+    size_t bytes = gpt2_bytes(&config, B, T, presets_head_rows(o), GPT2_INFERENCE);
     return machine_check_memory((double)bytes, "this model", "lower --batch-size, --sequence or --head-rows",
                                 err) &&
-           gpt2_init(&t->model, &config, B, T, (size_t)o->head_rows, false, err) &&
+           gpt2_init(&t->model, &config, B, T, presets_head_rows(o), GPT2_INFERENCE, err) &&
            model_source_load(source, &t->model, err);
 }
 

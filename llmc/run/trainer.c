@@ -111,7 +111,7 @@ static Reduce reduce_of(const Options *o) {
 static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err) {
     const Options *o = t->options;
     size_t n = gpt2_param_count(config), params = n * sizeof(floatX);
-    size_t model = gpt2_bytes(config, t->B, t->T, (size_t)o->head_rows, true);
+    size_t model = gpt2_bytes(config, t->B, t->T, presets_head_rows(o), presets_mode(o));
     double optimizer = (double)adamw_bytes(n) / t->size;
     optimizer += (double)data_parallel_bytes(n, reduce_of(o));
     double needed = (double)model + optimizer, available = machine_available_bytes();
@@ -122,7 +122,7 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
     if (available == 0 || needed < available) return true;
     return error_set(err,
                      "training needs %.2f GB of memory, %.2f GB is free (lower --batch-size, --sequence or "
-                     "--head-rows, or take a smaller model)",
+                     "--head-rows, give --recompute=yes, or take a smaller model)",
                      1e-9 * needed, 1e-9 * available);
 }
 
@@ -238,7 +238,7 @@ static bool allocate(Trainer *t, const GPT2Config *config, Error *err) {
     const AdamWConfig adamw = {(float)o->beta1, (float)o->beta2, (float)o->epsilon, (float)o->weight_decay,
                                (uint64_t)o->seed};
     size_t bytes = 2 * t->B * t->T * sizeof(int32_t);
-    if (!gpt2_init(&t->model, config, t->B, t->T, (size_t)o->head_rows, true, err)) return false;
+    if (!gpt2_init(&t->model, config, t->B, t->T, presets_head_rows(o), presets_mode(o), err)) return false;
     int64_t micro_batches = (int64_t)t->micro_batches * t->size;
     if (!data_parallel_open(&t->parallel, t->comm, &t->model, reduce_of(o), micro_batches, err)) return false;
     if (!adamw_init(&t->optimizer, &adamw, t->parallel.shares, t->parallel.buckets, err)) return false;
