@@ -16,7 +16,6 @@
 #include "ckpt/ckpt_reader.h"
 #include <fcntl.h>
 #include <math.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
@@ -50,8 +49,8 @@ static double cpu_seconds(void) {
 static void make_views(Bench *b, size_t parameters) {
     b->bytes = KINDS * parameters * sizeof(float);
     b->memory =
-        mmap(NULL, b->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (b->memory == MAP_FAILED) fail("no memory for the state");
+        device_alloc(b->bytes + CKPT_IO_ALIGN); /* as the trainer's tensors; the raw writer ends a block */
+    if (!b->memory) fail("no memory for the state");
     uint32_t *words = (uint32_t *)(void *)b->memory;
     for (size_t i = 0; i < b->bytes / 4; i++) words[i] = (uint32_t)i * 2654435761u;
     for (size_t k = 0; k < KINDS; k++)
@@ -187,9 +186,9 @@ static void run_rounds(Bench *b, int rounds) {
                                  {.name = "fwrite", .run = write_plain},
                                  {.name = "restore", .run = restore},
                                  {.name = "raw read", .run = read_raw}};
-    char *into = mmap(NULL, b->bytes + CHUNK_BYTES, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (into == MAP_FAILED) fail("no memory to restore into");
+    char *into = device_alloc(b->bytes + CHUNK_BYTES);
+    if (!into) fail("no memory to restore into");
+    memset(into, 0, b->bytes + CHUNK_BYTES);
     for (int i = 0; i < 4; i++) save(b, NULL); /* every segment has been written once */
     double share[ROUNDS_MAX], faster[ROUNDS_MAX];
     for (int r = -1; r < rounds; r++)
@@ -212,7 +211,7 @@ static void run_rounds(Bench *b, int rounds) {
     }
     printf("save: %.1f%% of the raw writer's bandwidth, %.2fx fwrite + fsync (medians of %d rounds)\n",
            100 * bench_median(share, rounds), bench_median(faster, rounds), rounds);
-    munmap(into, b->bytes + CHUNK_BYTES);
+    device_free(into, b->bytes + CHUNK_BYTES);
 }
 
 static void run_steps(Bench *b, int steps, double step_seconds) {

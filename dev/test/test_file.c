@@ -30,14 +30,18 @@ static void test_crc(void) {
         for (size_t at = 0; at < 9; at++) {
             uint32_t fast = crc32c(5, data + at, bytes), slow = crc32c_portable(5, data + at, bytes);
             TEST_CHECK(fast == slow, "%zu bytes at %zu: %08x, %08x", bytes, at, fast, slow);
+            fast = crc32c_unfolded(5, data + at, bytes);
+            TEST_CHECK(fast == slow, "%zu bytes at %zu: %08x, %08x", bytes, at, fast, slow);
         }
     static unsigned char
-        large[40000]; /* the lanes of the fast path: all combinations of long, short and rest */
+        large[40000]; /* the lanes and folds of the fast paths: all combinations of long, short and rest */
     for (size_t i = 0; i < sizeof large; i++) large[i] = (unsigned char)(i * i >> 3 ^ i * 5);
     for (size_t bytes = 700; bytes < sizeof large - 8; bytes += 61) {
         uint32_t fast = crc32c(9, large + bytes % 8, bytes),
                  slow = crc32c_portable(9, large + bytes % 8, bytes);
         TEST_CHECK(fast == slow, "%zu bytes: %08x, %08x", bytes, fast, slow);
+        fast = crc32c_unfolded(9, large + bytes % 8, bytes);
+        TEST_CHECK(fast == slow, "%zu bytes by the instruction: %08x, %08x", bytes, fast, slow);
     }
     uint32_t whole = crc32c(0, data, sizeof data);
     for (size_t cut = 0; cut <= sizeof data; cut += 37)
