@@ -206,7 +206,7 @@ static bool train_loop(Trainer *t, Report *report, int *exit_code, Error *err) {
     return true;
 }
 
-static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err) {
+static bool train_ranks(const Options *o, Comm *comm, const ControlPlace *place, int *exit_code, Error *err) {
     Trainer t;
     Report report = {.lock = {-1}};
     if (*o->run && comm_rank(comm) == 0 && !run_lock_take(&report.lock, o->run, err)) return false;
@@ -214,7 +214,7 @@ static bool train_ranks(const Options *o, Comm *comm, int *exit_code, Error *err
         run_lock_release(&report.lock);
         return false;
     }
-    signals_install();
+    signals_install(!strcmp(place->launcher, "mpirun"));
     bool ok = true, done = t.progress.step && t.progress.step >= o->steps;
     if (done) /* and the files of the run stay as they are */
         log_info("nothing to do: %s has done %lld of %d steps", o->run, (long long)t.progress.step, o->steps);
@@ -240,7 +240,7 @@ static void end_process(const char *line) {
 }
 
 /* The ranks that were launched together train one model; if one fails, all do. */
-static bool train(const Options *o, int *exit_code, Error *err) {
+static bool train(const Options *o, const ControlPlace *place, int *exit_code, Error *err) {
     const CommConfig config = {.backend = o->comm,
                                .topology = o->topology,
                                .timeout_seconds = o->comm_timeout,
@@ -248,7 +248,7 @@ static bool train(const Options *o, int *exit_code, Error *err) {
     Comm *comm;
     if (!comm_open(&comm, &config, err)) return false;
     comm_watch(comm, FAILURE_GRACE_SECONDS, end_process);
-    bool ok = train_ranks(o, comm, exit_code, err);
+    bool ok = train_ranks(o, comm, place, exit_code, err);
     if (!ok) comm_abort(comm, err->text);
     comm_close(comm);
     return ok;
@@ -286,9 +286,12 @@ static bool run_command(const Options *o, const ControlPlace *place, int *exit_c
     if (needs_device(o)) {
         if (!device_open(&device, err)) return false;
         if (o->command != COMMAND_DOCTOR) log_info("device      %s", device_describe());
+        if (o->threads > machine_threads(1))
+            log_warn("--threads %d: more than the %d processors there are for this process, which is slower",
+                     o->threads, machine_threads(1));
     }
     switch (o->command) {
-    case COMMAND_TRAIN: return train(o, exit_code, err);
+    case COMMAND_TRAIN: return train(o, place, exit_code, err);
     case COMMAND_SAMPLE: return sampling_run(o, err);
     case COMMAND_TOKENIZE: return tokenize(o, err);
     case COMMAND_EVAL: return evaluate_run(o, err);

@@ -69,11 +69,11 @@ def make_tokens(lines=2000):
     check(code == 0, f"tokenize: exit {code}: {err[-300:]}")
 
 
-def start(command, ranks):
-    """A process a rank, told by the environment which it is; stderr goes to stdout."""
+def start(command, ranks, only=None):
+    """A process a rank, or that of one rank only, told by the environment which it is; stderr goes to stdout."""
     return [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={
         **ENVIRONMENT, "TOROID_RANK": str(rank), "TOROID_SIZE": str(ranks), "OMP_WAIT_POLICY": "passive"})
-            for rank in range(ranks)]
+            for rank in (range(ranks) if only is None else [only])]
 
 
 def start_mpirun(command, ranks):

@@ -541,6 +541,8 @@ def test_wrong_sizes():
     fails(*TRAIN, "--run=run", "--steps=40", "--train-data=bpe_train_*.bin", says=("run", "another model"))
     fails(*TRAIN, "--resume=must", says="--resume=must")
     fails(*TRAIN, "--resume=must", "--run=new", says=("--resume=must", "new"))
+    for flag in ("--remote=far", "--staging=fast", "--checkpoint-every=2"):
+        fails(*TRAIN, flag, says=(flag.split("=")[0], "--run"))
 
 
 # ---- memory and disk ----

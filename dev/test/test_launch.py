@@ -5,6 +5,7 @@ sbatch's own opinion where there is one."""
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,18 @@ def test_mpirun(folder):
     r = run(["scripts/launch/mpirun_node.sh", "--preset=tiny", "a b"], folder, RANKS="3", THREADS="2")
     check(r.returncode == 0 and r.stdout.startswith("threads=2 -np 3 "), f"mpirun_node: {r.stdout}{r.stderr}")
     check(r.stdout.rstrip().endswith("./train_gpt2 --preset=tiny a b"), f"mpirun_node: {r.stdout}")
+    stand_in(folder, "mpirun", 'trap "exit 75" USR2\necho ready\nwhile :; do sleep 0.05; done\n')
+    for number in (signal.SIGINT, signal.SIGTERM):  # mpirun itself would kill its ranks
+        p = subprocess.Popen(["scripts/launch/mpirun_node.sh"], env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
+                             stdout=subprocess.PIPE, text=True)
+        p.stdout.readline()
+        p.send_signal(number)
+        try:
+            p.wait(20)
+        except subprocess.TimeoutExpired:
+            p.kill()
+        check(p.returncode == 75, f"mpirun_node: {number.name}: exit {p.returncode}, not 75")
+    stand_in(folder, "mpirun", 'echo "threads=$OMP_NUM_THREADS" "$@"\n')
     hosts = os.path.join(folder, "hosts")
     with open(hosts, "w") as f:
         f.write("# all of them\nnode1 slots=2\n\n  node2\nnode3 max_slots=9 slots=4 # fast\n")

@@ -77,6 +77,8 @@ static void test_resume(const char *folder) {
     check_file(path, 19);
     TEST_CHECK(write_steps(folder, 0, 3), "%s", err.text);
     check_file(path, 3);
+    snprintf(path, sizeof path, "%s/metrics.jsonl.old", folder); /* the run before is not thrown away */
+    check_file(path, 19);
     TEST_CHECK(!metrics_open(&(Metrics){0}, "/nonexistent/run", 0, &err), "no folder");
     TEST_CHECK(!strcmp(err.text, "/nonexistent/run/metrics.jsonl: cannot write: No such file or directory "
                                  "(check the spelling)"),

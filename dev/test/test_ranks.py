@@ -4,6 +4,7 @@ rank asked to stop stops all; one rank killed ends all, and is named.
 
 usage: python3 dev/test/test_ranks.py [path of train_gpt2]
 Ranks are started by TOROID_RANK and TOROID_SIZE; with mpirun too where it is there."""
+import os
 import shutil
 import signal
 import sys
@@ -79,5 +80,51 @@ def test_killed():
         check(len(last) == 1 and "rank 1" in last[0], f"rank {rank} names the killed one: {outputs[rank][-400:]}")
 
 
+def fails_saying(jobs, *parts):
+    """Every rank fails with one line, which has all parts."""
+    codes, outputs = finish(jobs)
+    for code, output in zip(codes, outputs):
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        check(code == 1 and len(errors) == 1 and all(p in errors[0] for p in parts), f"{parts}: exit {code}: {output[-400:]}")
+
+
+def test_disagreement():
+    """Ranks that were not asked for the same training do not train together; what belongs to a host may differ."""
+    command = arguments("split", 3, 4, ["--checkpoint-every=1"])
+
+    def two(more, folder="."):
+        os.makedirs(folder, exist_ok=True)
+        here = os.getcwd()
+        first = lab.start(command, 2, only=0)
+        os.chdir(folder)
+        jobs = first + lab.start([*command, *more], 2, only=1)
+        os.chdir(here)
+        return jobs
+    for flag, mine, other in (("learning-rate", "0.25", "0.003"), ("seed", "7", "1337"), ("run", "elsewhere", "split"),
+                              ("checkpoint-every", "2", "1"), ("precision", "bf16", "fp32"), ("steps", "4", "3")):
+        fails_saying(two([f"--{flag}={mine}"]), f"--{flag} is {mine}", f"but {other} on rank 0")
+    os.makedirs("other_host", exist_ok=True)
+    shutil.copy("t_train_000000.bin", "other_host/t_train_000000.bin")
+    shutil.copy("t_val_000000.bin", "other_host/t_train_000001.bin")
+    fails_saying(two([], "other_host"), "t_train_*.bin", "in 2 files here", "in 1 on rank 0")
+    codes, outputs = finish(two(["--quiet", "--threads=2", f"--staging={os.getcwd()}/fast"]))
+    check(codes == [0, 0], f"options of a host: {codes} {outputs[1][-300:]}")
+
+
+def test_launcher_gone():
+    """Ranks whose mpirun was killed save and stop."""
+    if not shutil.which("mpirun"):
+        return
+    job, = lab.start_mpirun(arguments("gone", 1000000, 4, ["--log-every=1000", "--eval-every=0", "--total-batch=512"]), 2)
+    lab.wait_for_steps("gone", 1, job)
+    job.kill()
+    codes, outputs = finish([job])
+    check(codes[0] == -signal.SIGKILL, f"mpirun killed: {codes} {outputs[0][-300:]}")
+    end = time.monotonic() + 60
+    while lab.run("ckpt", "verify", "gone")[0] and time.monotonic() < end:
+        time.sleep(0.05)
+    check(lab.checkpoints("gone"), "mpirun killed: the ranks have saved")
+
+
 if __name__ == "__main__":
-    sys.exit(lab.main("ranks", test_one, test_same_curve, test_resume, test_killed))
+    sys.exit(lab.main("ranks", test_one, test_same_curve, test_resume, test_killed, test_disagreement, test_launcher_gone))

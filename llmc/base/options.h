@@ -71,6 +71,9 @@ void options_help(const Options *options, FILE *out);
  * defaults unless `all`. What it prints can be read back by --config. */
 void options_print(const Options *options, bool all, FILE *out);
 
+/* The value of one option as options_print writes it; the characters written. */
+int options_print_value(const Options *options, OptionId id, FILE *out);
+
 /* Writes all of them to a file, such as a run's config.txt. */
 bool options_save(const Options *options, const char *path, Error *err);
 

@@ -304,7 +304,8 @@ static int print_string(FILE *out, const char *text) {
     return n;
 }
 
-static int print_value(const Options *o, const OptionRow *row, FILE *out) {
+int options_print_value(const Options *o, OptionId id, FILE *out) {
+    const OptionRow *row = &option_rows[id];
     const void *field = (const char *)o + row->offset;
     switch (row->type) {
     case TYPE_BOOL: return fprintf(out, "%s", *(const bool *)field ? "yes" : "no");
@@ -323,7 +324,7 @@ void options_print(const Options *o, bool all, FILE *out) {
         OptionSource source = (OptionSource)o->source[id];
         if (id == OPTION_config || !shown(id, o->command, -1) || (!all && source == SOURCE_DEFAULT)) continue;
         fprintf(out, "%-14s = ", option_flag(id).text);
-        int n = print_value(o, &option_rows[id], out);
+        int n = options_print_value(o, id, out);
         if (source != SOURCE_DEFAULT) fprintf(out, "%*s # %s", n < 20 ? 20 - n : 0, "", sources[source]);
         fputc('\n', out);
     }

@@ -4,12 +4,14 @@
 #include "run/metrics.h"
 #include "base/check.h"
 #include "base/json.h"
+#include "base/log.h"
 #include "run/event_file.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -107,6 +109,17 @@ out:
     return ok;
 }
 
+/* The record of an earlier run in this folder is not this one's to throw away. */
+static bool set_aside(const Metrics *m, const char *folder, Error *err) {
+    char old[FILE_PATH_BYTES];
+    struct stat s;
+    if (stat(m->path, &s) != 0 || s.st_size == 0) return true;
+    if (!file_join(old, folder, "metrics.jsonl.old", err)) return false;
+    if (rename(m->path, old) != 0) return file_error(err, old, "write");
+    log_warn("%s: of an earlier run, which this one does not go on with; it is kept as %s", m->path, old);
+    return true;
+}
+
 /* A new event file, named by time so that TensorBoard reads it behind the older ones. */
 static bool open_events(Metrics *m, const char *folder, int64_t resumed_step, Error *err) {
     unsigned char record[EVENT_BYTES_MAX];
@@ -132,9 +145,8 @@ bool metrics_open(Metrics *m, const char *folder, int64_t resumed_step, Error *e
     m->fd = m->events_fd = -1;
     m->last_step = -1;
     if (!file_join(m->path, folder, "metrics.jsonl", err)) return false;
-    if (resumed_step > 0 && !keep_lines(m, resumed_step, err)) return false;
-    int fresh = resumed_step > 0 ? 0 : O_TRUNC;
-    m->fd = open(m->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | fresh, 0666);
+    if (resumed_step > 0 ? !keep_lines(m, resumed_step, err) : !set_aside(m, folder, err)) return false;
+    m->fd = open(m->path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (m->fd < 0) return file_error(err, m->path, "write");
     if (!open_events(m, folder, resumed_step, err)) {
         metrics_close(m);

@@ -23,7 +23,7 @@ typedef struct {
 
 /* Opens the files in a folder that exists, to go on after resumed_step (0: from the start). Lines of later steps, and
  * a torn one, are taken out of metrics.jsonl first; TensorBoard, whose files are only ever added, is told to forget
- * them. */
+ * them. From the start: what an earlier run left becomes metrics.jsonl.old. */
 bool metrics_open(Metrics *metrics, const char *folder, int64_t resumed_step, Error *err);
 
 /* Appends one step, which must be larger than the last; step 0 may hold only a validation loss. Allocates nothing. A

@@ -306,7 +306,7 @@ bool tokenize_run(const TokenizeOptions *options, Error *err) {
     Run run = {.options = options,
                .val = {.output = options->output, .name = "val"},
                .train = {.output = options->output, .name = "train"}};
-    signals_install();
+    signals_install(false);
     if (!begin(&run, err)) goto out;
     if (options->train_bpe)
         ok = train_tokenizer(&run, err);

@@ -5,6 +5,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/machine.h"
+#include "run/agree.h"
 #include "run/evaluate.h"
 #include "run/model_file.h"
 #include "run/presets.h"
@@ -22,7 +23,7 @@ static bool open_train_data(Trainer *t, int T, Error *err) {
             err, "no training data (make token files with './train_gpt2 tokenize -o data/text FILE...' "
                  "and give --train-data 'data/text_train_*.bin'; or run scripts/quickstart.sh)");
     t->train_loader = loader_open(o->train_data, T, (uint64_t)o->seed, true, 0, err);
-    return t->train_loader != NULL;
+    return t->train_loader && agree_on_data(t->train_loader, o->train_data, t->comm, err);
 }
 
 /* The tokenizer named by --tokenizer, or found beside the token files; it must be the one that made them. */
@@ -53,7 +54,7 @@ static bool open_validation_data(Trainer *t, Error *err) {
     const Options *o = t->options;
     if (!*o->val_data) return true;
     t->val_loader = loader_open(o->val_data, (int)t->T, 0, false, t->model.config.vocab, err);
-    if (!t->val_loader) return false;
+    if (!t->val_loader || !agree_on_data(t->val_loader, o->val_data, t->comm, err)) return false;
     uint32_t train = loader_fingerprint(t->train_loader), val = loader_fingerprint(t->val_loader);
     if (train && val && train != val)
         return error_set(err, "%s and %s were made by different tokenizers (tokenize them together)",
@@ -309,8 +310,26 @@ static bool open_all(Trainer *t, ModelSource *source, Error *err) {
     return true;
 }
 
+/* Who asks for checkpoints on the command line and for no folder to save in would find nothing at the end. */
+static bool check_run_given(const Options *o, Error *err) {
+    const struct {
+        OptionId id;
+        const char *value;
+    } needs_run[] = {{OPTION_checkpoint_every, o->checkpoint_every},
+                     {OPTION_staging, o->staging},
+                     {OPTION_remote, o->remote}};
+    for (size_t i = 0; !*o->run && i < sizeof needs_run / sizeof *needs_run; i++) {
+        bool asked = strcmp(needs_run[i].value, option_default(needs_run[i].id, COMMAND_TRAIN)) != 0;
+        if (asked && o->source[needs_run[i].id] == SOURCE_FLAG)
+            return error_set(err, "--%s: nothing is saved without --run (give --run FOLDER too)",
+                             option_flag(needs_run[i].id).text);
+    }
+    return true;
+}
+
 bool trainer_open(Trainer *t, const Options *options, Comm *comm, Error *err) {
     *t = (Trainer){.options = options, .comm = comm, .rank = comm_rank(comm), .size = comm_size(comm)};
+    if (!check_run_given(options, err) || !agree_on_options(options, comm, err)) return false;
     ModelSource source;
     bool given = *options->init;
     if (given && !model_source_open(&source, options->init, err)) return false;

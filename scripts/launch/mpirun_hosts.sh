@@ -9,6 +9,8 @@
 #
 #   THREADS=16      threads of each rank (each host's CPUs, divided by its ranks)
 #   NETWORK=eth0    interface or subnet (10.0.0.0/24) for MPI, where hosts have several
+#
+# Ctrl-C or SIGTERM: the ranks save and exit 75. A second one ends them at once.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 if [ $# -lt 1 ] || [ ! -r "$1" ]; then
@@ -30,4 +32,5 @@ options=(--map-by slot --bind-to none -x PATH)
 [ -z "${THREADS:-}" ] || options+=(-x "OMP_NUM_THREADS=$THREADS")
 [ -z "${NETWORK:-}" ] || options+=(--mca btl_tcp_if_include "$NETWORK" --mca oob_tcp_if_include "$NETWORK")
 [ "$(id -u)" != 0 ] || options+=(--allow-run-as-root)
-exec mpirun -np "$ranks" --hostfile "$hostfile" --wdir "$PWD" "${options[@]}" "${PROGRAM:-./train_gpt2}" "$@"
+. scripts/launch/mpirun.sh
+launch -np "$ranks" --hostfile "$hostfile" --wdir "$PWD" "${options[@]}" "${PROGRAM:-./train_gpt2}" "$@"
