@@ -179,17 +179,29 @@ static bool due(int64_t step, int every) {
     return every > 0 && step % every == 0;
 }
 
+/* A rank alone that cannot go on, for its data or its record, still has what it learned until now. Of several ranks the
+ * others are in the middle of the next step. */
+static bool save_and_fail(Trainer *t, int64_t first_step) {
+    Error also;
+    if (t->size > 1 || !*t->options->run || t->progress.step == first_step) return false;
+    if (trainer_save(t, false, &also))
+        log_warn("cannot go on after step %lld, which is saved", (long long)t->progress.step);
+    return false;
+}
+
 static bool train_loop(Trainer *t, Report *report, int *exit_code, Error *err) {
     const Options *o = t->options;
+    int64_t first = t->progress.step;
     while (t->progress.step < o->steps) {
         StepResult r;
-        if (!train_step(t, &r, err)) return false;
+        if (!train_step(t, &r, err)) return save_and_fail(t, first);
         int64_t step = t->progress.step;
         bool last = step == o->steps || r.stop;
 
         bool has_val = t->val_loader && (due(step, o->eval_every) || step == o->steps);
-        if (has_val && !trainer_evaluate(t, &t->progress.val_loss, err)) return false;
-        if (!report_step(report, t, &r, has_val, err) || !check_usable(t, &r, err)) return false;
+        if (has_val && !trainer_evaluate(t, &t->progress.val_loss, err)) return save_and_fail(t, first);
+        if (!report_step(report, t, &r, has_val, err)) return save_and_fail(t, first);
+        if (!check_usable(t, &r, err)) return false;
         if (due(step, o->sample_every)) trainer_show_sample(t);
         if (last ? !save(t, report, has_val, err) : !trainer_checkpoint(t, r.save, has_val, &r.votes, err))
             return false;

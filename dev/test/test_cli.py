@@ -374,6 +374,7 @@ def test_bad_data():
     fails("train", *MODEL, says="--train-data")
     fails("train", "--train-data", "tok_train_000000.bin", "tok_val_000000.bin", says=("tok_val", "quotes"), code=2)
     fails(*TRAIN, "--train-data=nothing_*.bin", says="nothing_*.bin")
+    check("\x1b" not in fails(*TRAIN, "--train-data=no\n\x1b[2J", says="no  [2J"), "control characters of names in an error")
     fails(*TRAIN, "--train-data=folder", says=("folder", "is a folder"))
     fails(*TRAIN, "--train-data=text.txt", says=("text.txt", "text file"))
     fails(*TRAIN, "--train-data=a.bin", says=("a.bin", "model file"))
@@ -412,10 +413,20 @@ def test_bad_data():
     fails(*TRAIN, "--train-data=bad.bin", says=("bad.bin", "65535", "257"))
     fails("eval", "run", "--val-data=bad.bin", "--eval-batches=0", says=("bad.bin", "65535"))
     fails("tokenize", "--decode", "bad.bin", "--tokenizer=byte", says="bad.bin")
+    # One that goes bad at the end: what was learned before is saved, and with a whole file the run goes on.
+    copy_damaged("tok_train_000000.bin", "bad.bin", truncated_to(1024 + 2 * 1281))  # 40 sequences of 32, 10 steps
+    copy_damaged("bad.bin", "bad.bin", with_u32(2, 1281))
+    copy_damaged("bad.bin", "late.bin", lambda data: data.__setitem__(slice(-200, -100), b"\xff" * 100))
+    bad_run = [*TRAIN, "--train-data=late.bin", "--run=late", "--steps=10", "--tokenizer=byte"]
+    fails(*bad_run, says=("late.bin", "65535"), leaves=["./late"])
+    steps = [int(line.split()[0]) for line in works("ckpt", "ls", "late").decode().split("\n")[1:] if line]
+    check(len(steps) == 1 and 0 < steps[0] < 10, f"bad data after some steps: saved {steps}")
+    os.replace("bad.bin", "late.bin")
+    check(f"resumed     late at step {steps[0]}," in run(*bad_run)[2], "bad data after some steps: the run goes on")
     with open("few.bin", "wb") as f:
         f.write(struct.pack("<256I", 20240520, 1, 20, 257, *[0] * 252) + bytes(40))
     fails(*TRAIN, "--train-data=few.bin", says=("few.bin", "20 tokens"))
-    os.remove("bad.bin")
+    os.remove("late.bin")
     os.remove("few.bin")
 
 

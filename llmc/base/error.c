@@ -7,8 +7,9 @@
 
 static void put(Error *err, const char *format, va_list args) {
     vsnprintf(err->text, sizeof err->text, format, args);
-    for (char *c = err->text; *c; c++)
-        if (*c == '\n' || *c == '\r') *c = ' ';
+    for (char *c = err->text; *c;
+         c++) /* names may hold anything, but this is one line and moves no terminal's cursor */
+        if ((unsigned char)*c < ' ' || *c == 127) *c = ' ';
 }
 
 bool error_set(Error *err, const char *format, ...) {
