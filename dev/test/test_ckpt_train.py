@@ -350,6 +350,14 @@ def test_full_disk():
         check(metrics("full")[-1]["step"] == 90, f"trained to its end: {metrics('full')[-1]}")
         newest = restorable("small")[0][1]
         check(newest > 60, f"the newest restorable: {restorable('small')}")
+        text = train("full", 1, "--steps=91", "--staging=small", "--keep=1", "--remote=text.txt", code=1)
+        check("cannot be uploaded first" in text and text.count("error: ") == 1, f"no room, no store: {text[-500:]}")
+        check(restorable("small")[0][1] == newest, f"no room, no store: {restorable('small')}")
+        before = restorable("small")
+        text = train("full", 1, "--steps=91", "--staging=small", "--keep=1", "--remote=room", "--drain-seconds=60")
+        check("is uploaded first" in text and f"at step {newest}," in text, f"a store makes room: {text[-500:]}")
+        check(set(before) <= set(restorable("room")) and restorable("room")[0][1] == 91, f"room: {restorable('room')}")
+        newest = 91
         code, out, err = ckpt("gc", "small", "--keep=1")  # none of them was ever uploaded, and no store is named
         check(code == 0 and restorable("small")[0][1] == newest, f"gc: {code} {out} {err}")
         text = train("full", 1, "--steps=92", "--staging=small", "--keep=1")

@@ -60,6 +60,7 @@ typedef struct {
     int segments_max;       /* of this rank; 0: as many as there is room for (64 at most) */
     bool keep_until_uploaded; /* a drainer is there: only what the store has confirmed may go */
     CkptPolicy policy;
+    bool *no_room; /* set where ckpt_open fails since the disk has none; NULL: not asked */
     /* Views that are not `copied` are in memory that only this reads, `bytes` bytes of it into host memory; NULL: in
      * host memory. Called from the writing thread; done when it returns. */
     void (*fetch)(void *ctx, void *host, const void *memory, size_t bytes);

@@ -209,6 +209,7 @@ static bool preallocate(CkptRing *ring, Error *err) {
     for (size_t i = 0; ok && i < ring->count; i++)
         if (!ring->segments[i].live) ok = grow(ring, &ring->segments[i], &why);
     if (ok) return true;
+    if (ring->config->no_room) *ring->config->no_room = true;
     return error_set(err,
                      "%s: checkpoints need %.3f GB more here (%zu segments of %.3f GB for rank %d to keep "
                      "%d), and %.3f GB are free%s%s (free some space, keep fewer, let old ones go by "

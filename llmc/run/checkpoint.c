@@ -179,8 +179,8 @@ static CkptPolicy policy_of(const char *name) {
 }
 
 /* One for each host: the first of its ranks. */
-static bool start_drain(Checkpoint *c, Error *err) {
-    if (!*c->config.remote) return true;
+bool checkpoint_start_drain(Checkpoint *c, Error *err) {
+    if (!*c->config.remote || c->drain) return true;
     const DrainConfig config = {.directory = c->config.staging,
                                 .place = c->config.remote,
                                 .node = comm_host(c->comm, c->rank),
@@ -194,6 +194,19 @@ static void fetch_tensor(void *ctx, void *host, const void *memory, size_t bytes
     const Checkpoint *c = ctx;
     while (!device_is_done(c->mark)) nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
     device_fetch(host, memory, bytes);
+}
+
+/* *full: another rank's disk, or this one's, has no room, and there is a remote store. */
+static bool open_store(Checkpoint *c, CkptConfig *config, bool *full, Error *err) {
+    bool no_room = false;
+    config->no_room = &no_room;
+    *full = false;
+    bool ok = ckpt_open(&c->ckpt, config, err);
+    if (!*c->config.remote || (!ok && !no_room)) return ok;
+    double ranks = no_room;
+    if (!checkpoint_sum(c, &ranks, 1, err)) return false;
+    *full = ranks > 0.5;
+    return ok;
 }
 
 bool checkpoint_start(Checkpoint *c, Error *err) {
@@ -218,7 +231,13 @@ bool checkpoint_start(Checkpoint *c, Error *err) {
                          .fetch_ctx = c};
     memcpy(config.run, c->run, sizeof config.run);
     c->last_begun = log_seconds();
-    return ckpt_open(&c->ckpt, &config, err) && (!config.node_first || start_drain(c, err));
+    bool full, ok = open_store(c, &config, &full, err);
+    if (full) {
+        ckpt_close(c->ckpt);
+        c->ckpt = NULL;
+        ok = checkpoint_make_room(c, config.node_first, err) && open_store(c, &config, &full, err);
+    }
+    return ok && (!config.node_first || checkpoint_start_drain(c, err));
 }
 
 /* --- every step --- */
