@@ -123,7 +123,8 @@ queue includes dev/check_includes.sh
 queue scripts needs "shellcheck git" check_scripts
 drain
 
-# --- unit tests: those with ranks, deadlines or other processes alone, the rest side by side ---
+# --- unit tests: those with ranks, deadlines or other processes alone, the rest side by side; all of each with gcc, what
+# may differ (TEST_QUICK) with clang and the sanitizers ---
 alone='^test_(comm|control|data_parallel|drain|ckpt_policy|ckpt_processes)'
 unit() { # unit SUFFIX COMMAND...: all unit tests; the name of each is the command's last argument
     local suffix=$1 t
@@ -133,18 +134,18 @@ unit() { # unit SUFFIX COMMAND...: all unit tests; the name of each is the comma
     for t in $(tests); do [[ ! $t =~ $alone ]] || run "$t$suffix" "$@" "$t"; done
 }
 with_gcc() { "build/test/$1"; }
-with_clang() { "build/clang/test/$1"; }
+with_clang() { TEST_QUICK=1 "build/clang/test/$1"; }
 sanitized() { # Open MPI leaves memory behind in modules unloaded by then: leaks are not counted where it runs
     local options=$ASAN_OPTIONS
     [ "$1" != test_comm ] || options=detect_leaks=0
-    ASAN_OPTIONS=$options "build/asan/test/$1"
+    TEST_QUICK=1 ASAN_OPTIONS=$options "build/asan/test/$1"
 }
 unit "" with_gcc
 unit -clang needs clang with_clang
 export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 unit -sanitized sanitized
 threads() { # races between the threads of a rank; Open MPI itself is not built for it
-    TSAN_OPTIONS="halt_on_error=1 suppressions=dev/test/tsan.supp" build/tsan/test/test_comm "$1" quick
+    TEST_QUICK=1 TSAN_OPTIONS="halt_on_error=1 suppressions=dev/test/tsan.supp" build/tsan/test/test_comm "$1"
 }
 for b in shm torus mpi; do run "test_comm-$b-threads" threads $b; done
 neon() { qemu-aarch64 -L /usr/aarch64-linux-gnu "build/neon/test/$1"; }

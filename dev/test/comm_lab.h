@@ -64,6 +64,7 @@ static inline void lab_exec(const Lab *lab, int process, const char *name, const
     setenv("LAB_CASE", name, 1);
     setenv("LAB_ARGUMENT", argument, 1);
     setenv("OMP_NUM_THREADS", "1", 1);
+    setenv("TOROID_JOB", lab->folder, 1); /* jobs of one parent may run at once */
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     if (n < 0) _exit(126);
     self[n] = 0;

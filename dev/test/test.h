@@ -5,6 +5,7 @@
 #define TEST_H
 #include "base/rng.h"
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,12 @@ static int test_checks, test_failures;
             printf("\n");                                                                                    \
         }                                                                                                    \
     } while (0)
+
+/* Under TEST_QUICK=1 tests leave out what takes long and is unlikely to differ from the full run: for a second compiler, and
+ * for sanitizers. */
+static inline bool test_quick(void) {
+    return getenv("TEST_QUICK") != NULL;
+}
 
 static inline int test_end(const char *module) {
     printf("%s: %d checks, %d failed\n", module, test_checks, test_failures);

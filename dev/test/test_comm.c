@@ -4,71 +4,30 @@
 #define _DEFAULT_SOURCE
 #include "base/check.h"
 #include "comm/comm.h"
+#include "comm/control.h"
 #include "comm_lab.h"
+#include "comm_pattern.h"
 #include "model/device.h"
 #include "run/device_comm.h"
 #include "test.h"
 
 static const double LIMIT = 120, FAULT_TIMEOUT = 2, FAULT_LIMIT = 30;
-
 static const size_t counts[] = {0, 1, 7, 1000, 20011, 100003};
 static const size_t count_large = 1000003;
-
-/* --- values --- */
-
 static const CommType types[] = {COMM_FP32, COMM_BF16, COMM_INT32, COMM_UINT8};
 
-static int value(int rank, size_t i, unsigned seed) {
-    return (int)((i * 7 + (size_t)rank * 13 + seed * 5) % 17);
-}
-
-static void put(void *data, size_t i, CommType type, int x) {
-    float f = (float)x;
-    uint32_t bits;
-    memcpy(&bits, &f, sizeof bits);
-    switch (type) {
-    case COMM_FP32: ((float *)data)[i] = f; return;
-    case COMM_BF16: ((uint16_t *)data)[i] = (uint16_t)(bits >> 16); return; /* integers up to 256 are exact */
-    case COMM_INT32: ((int32_t *)data)[i] = x; return;
-    case COMM_UINT8: ((uint8_t *)data)[i] = (uint8_t)x; return;
-    }
-}
-
-/* Element i of the reduction over the ranks first, first + stride, ... (n of them). */
-static int reduced(size_t i, unsigned seed, CommOp op, int first, int stride, int n) {
-    int y = op == COMM_SUM ? 0 : -1;
-    for (int k = 0; k < n; k++) {
-        int x = value(first + k * stride, i, seed);
-        y = op == COMM_SUM ? y + x : x > y ? x : y;
-    }
-    return y;
-}
-
-static void fill(void *data, size_t n, CommType type, int rank, unsigned seed) {
-    for (size_t i = 0; i < n; i++) put(data, i, type, value(rank, i, seed));
-}
-
-/* Are data[from .. to) the reduction? The expected bytes are made with the same put. */
 static bool is_reduced(const char *what, const void *data, size_t from, size_t to, CommType type, CommOp op,
-                       unsigned seed, int first, int stride, int n, Error *err) {
-    size_t each = comm_type_bytes(type);
-    for (size_t i = from; i < to; i++) {
-        unsigned char expected[4];
-        put(expected, 0, type, reduced(i, seed, op, first, stride, n));
-        if (memcmp((const char *)data + i * each, expected, each) != 0)
-            return error_set(err, "%s: type %d, op %d, element %zu of [%zu, %zu) is wrong (expected %d)",
-                             what, (int)type, (int)op, i, from, to, reduced(i, seed, op, first, stride, n));
-    }
-    return true;
+                       unsigned seed, PatternRanks ranks, Error *err) {
+    size_t i = pattern_wrong(data, from, to, type, op, ranks, seed);
+    return i == to || error_set(err, "%s: type %d, op %d, element %zu of [%zu, %zu) is wrong (expected %d)",
+                                what, (int)type, (int)op, i, from, to, pattern_reduced(i + seed, op, ranks));
 }
-
-/* --- what the ranks check --- */
 
 static bool check_all_reduce(Comm *comm, void *data, size_t n, CommType type, CommOp op, unsigned seed,
                              Error *err) {
-    fill(data, n, type, comm_rank(comm), seed);
+    pattern_fill(data, n, type, comm_rank(comm), seed);
     return comm_wait(comm, comm_all_reduce(comm, data, n, type, op), err) &&
-           is_reduced("all-reduce", data, 0, n, type, op, seed, 0, 1, comm_size(comm), err);
+           is_reduced("all-reduce", data, 0, n, type, op, seed, (PatternRanks){0, 1, comm_size(comm)}, err);
 }
 
 /* Shares of a buffer of n: 0 even, 1 all for one rank, 2 random with empty ones. */
@@ -93,21 +52,21 @@ static bool check_shares(Comm *comm, void *data, size_t n, CommType type, CommOp
     size_t offsets[LAB_RANKS_MAX + 1], each = comm_type_bytes(type);
     make_shares(offsets, size, n, kind, seed);
     size_t from = offsets[rank], to = offsets[rank + 1];
-    fill(data, n, type, rank, seed);
+    pattern_fill(data, n, type, rank, seed);
     if (!comm_wait(comm, comm_reduce_scatter(comm, data, offsets, type, op), err) ||
-        !is_reduced("reduce-scatter", data, from, to, type, op, seed, 0, 1, size, err))
+        !is_reduced("reduce-scatter", data, from, to, type, op, seed, (PatternRanks){0, 1, size}, err))
         return false;
     test_poison(data, from * each);
     test_poison((char *)data + to * each, (n - to) * each);
     return comm_wait(comm, comm_all_gather(comm, data, offsets, type), err) &&
-           is_reduced("all-gather", data, 0, n, type, op, seed, 0, 1, size, err);
+           is_reduced("all-gather", data, 0, n, type, op, seed, (PatternRanks){0, 1, size}, err);
 }
 
 static bool check_broadcast(Comm *comm, void *data, size_t bytes, int root, Error *err) {
     test_poison(data, bytes);
-    if (comm_rank(comm) == root) fill(data, bytes, COMM_UINT8, root, 3);
+    if (comm_rank(comm) == root) pattern_fill(data, bytes, COMM_UINT8, root, 3);
     return comm_wait(comm, comm_broadcast(comm, data, bytes, root), err) &&
-           is_reduced("broadcast", data, 0, bytes, COMM_UINT8, COMM_SUM, 3, root, 1, 1, err);
+           is_reduced("broadcast", data, 0, bytes, COMM_UINT8, COMM_SUM, 3, (PatternRanks){root, 1, 1}, err);
 }
 
 /* Everyone sends to the next rank; the last receives first, so that the ring cannot wait for itself. */
@@ -115,7 +74,7 @@ static bool check_ring(Comm *comm, void *out, void *in, size_t bytes, Error *err
     int rank = comm_rank(comm), size = comm_size(comm);
     if (size == 1) return true;
     int next = (rank + 1) % size, before = (rank + size - 1) % size;
-    fill(out, bytes, COMM_UINT8, rank, 4);
+    pattern_fill(out, bytes, COMM_UINT8, rank, 4);
     test_poison(in, bytes);
     CommRequest last;
     if (rank == size - 1) {
@@ -126,7 +85,7 @@ static bool check_ring(Comm *comm, void *out, void *in, size_t bytes, Error *err
         last = comm_recv(comm, in, bytes, before);
     }
     return comm_wait(comm, last, err) &&
-           is_reduced("receive", in, 0, bytes, COMM_UINT8, COMM_SUM, 4, before, 1, 1, err);
+           is_reduced("receive", in, 0, bytes, COMM_UINT8, COMM_SUM, 4, (PatternRanks){before, 1, 1}, err);
 }
 
 static bool check_sums(Comm *comm, void *data, void *other, Error *err) {
@@ -160,7 +119,7 @@ static bool check_overlap(Comm *comm, void *data, Error *err) {
         size_t n = i % 3 ? (size_t)(i * 100) : (size_t)(i * 2000 + 1);
         offsets[i + 1] = offsets[i] + n;
         CHECK_OP(offsets[i + 1], <=, count_large);
-        fill(x + offsets[i], n, COMM_FP32, comm_rank(comm), (unsigned)i);
+        pattern_fill(x + offsets[i], n, COMM_FP32, comm_rank(comm), (unsigned)i);
         requests[i] = comm_all_reduce(comm, x + offsets[i], n, COMM_FP32, COMM_SUM);
     }
     while (!comm_test(comm, requests[N / 2])) lab_sleep(0.0001);
@@ -168,7 +127,7 @@ static bool check_overlap(Comm *comm, void *data, Error *err) {
         if (!comm_wait(comm, requests[i], err)) return false;
         if (!comm_test(comm, requests[i])) return error_set(err, "a request that was waited for is not done");
         if (!is_reduced("overlap", x + offsets[i], 0, offsets[i + 1] - offsets[i], COMM_FP32, COMM_SUM,
-                        (unsigned)i, 0, 1, comm_size(comm), err))
+                        (unsigned)i, (PatternRanks){0, 1, comm_size(comm)}, err))
             return false;
     }
     return true;
@@ -186,14 +145,15 @@ static bool check_grid(Comm *comm, int columns, void *data, void *other, Error *
                comm_rank(along_column) != row || comm_size(along_column) != size / columns))
         ok = error_set(err, "a group of the wrong shape");
     for (unsigned seed = 0; seed < 4 && ok; seed++) {
-        fill(data, n, COMM_FP32, rank, seed);
-        fill(other, n, COMM_INT32, rank, seed);
+        pattern_fill(data, n, COMM_FP32, rank, seed);
+        pattern_fill(other, n, COMM_INT32, rank, seed);
         CommRequest a = comm_all_reduce(along_row, data, n, COMM_FP32, COMM_SUM);
         CommRequest b = comm_all_reduce(along_column, other, n, COMM_INT32, COMM_MAX);
         ok = comm_wait(along_column, b, err) && comm_wait(along_row, a, err) &&
-             is_reduced("row", data, 0, n, COMM_FP32, COMM_SUM, seed, row * columns, 1, columns, err) &&
-             is_reduced("column", other, 0, n, COMM_INT32, COMM_MAX, seed, column, columns, size / columns,
-                        err);
+             is_reduced("row", data, 0, n, COMM_FP32, COMM_SUM, seed,
+                        (PatternRanks){row * columns, 1, columns}, err) &&
+             is_reduced("column", other, 0, n, COMM_INT32, COMM_MAX, seed,
+                        (PatternRanks){column, columns, size / columns}, err);
     }
     comm_close(none);
     comm_close(along_column);
@@ -249,7 +209,7 @@ static CommRequest step(Comm *comm, void *data, const char *fault, int64_t at) {
     if (!strcmp(fault, "reduction")) return comm_all_reduce(comm, data, n, COMM_FP32, COMM_MAX);
     if (!strcmp(fault, "operation")) return comm_broadcast(comm, data, 4 * n, 0);
     if (!strcmp(fault, "abort")) comm_abort(comm, "the disk is full");
-    if (!strcmp(fault, "stuck")) lab_sleep(2 * FAULT_TIMEOUT);
+    if (!strcmp(fault, "stuck")) lab_sleep(1.75 * FAULT_TIMEOUT);
     return comm_all_reduce(comm, data, n, COMM_FP32, COMM_SUM);
 }
 
@@ -271,11 +231,11 @@ static int rank_fault(void) {
             while (!comm_test(comm, request)) lab_sleep(0.0002);
         if (!comm_wait(comm, request, &err)) break;
     }
-    fprintf(stderr, "%.6f %s\n", log_seconds(), err.text);
+    fprintf(stderr, "%s\n", err.text);
     Error again;
     if (comm_barrier(comm, &again) || strcmp(again.text, err.text) != 0) return 3;
     comm_close(comm);
-    fflush(stderr);
+    control_linger(0.1);
     _exit(EXIT_FAILED);
 }
 
@@ -303,57 +263,71 @@ static void wait_ready(Lab *lab) {
 }
 
 /* Every rank but `victim` (-1: every one) ended with 1 and said `words`. */
-static void check_told(Lab *lab, const char *backend, const char *fault, int victim, const char *words,
-                       double since) {
+static void check_told(Lab *lab, const char *backend, const char *fault, int victim, const char *words) {
     char line[LAB_LINE_BYTES];
-    double last = 0;
     TEST_CHECK(!lab->timed_out, "%s, %s: some ranks had to be killed", backend, fault);
     for (int i = 0; i < lab->processes; i++) {
         if (i == victim) continue;
         lab_stderr(lab, i, line);
         TEST_CHECK(lab_exit_code(lab, i) == EXIT_FAILED || (lab->mpirun && lab_exit_code(lab, i)),
                    "%s, %s: rank %d: %d: %s", backend, fault, i, lab_exit_code(lab, i), line);
-        TEST_CHECK(strstr(line, words) != NULL, "%s, %s: rank %d says: %s", backend, fault, i, line);
-        const char *at = strstr(line, "ready "), *end = at ? strchr(at, '\n') : NULL;
-        double when = end ? atof(end + 1) : 0;
-        if (when > last) last = when;
-        at = strstr(line, *words ? words : "rank ");
+        const char *at = strstr(line, words);
+        TEST_CHECK(at != NULL, "%s, %s: rank %d says: %s", backend, fault, i, line);
         while (at && at > line && at[-1] != '\n') at--;
         if (at && i == (victim == 0)) printf("%s, %s: %.*s\n", backend, fault, (int)strcspn(at, "\n"), at);
     }
-    if (since > 0 && !lab->mpirun)
-        printf("%s, %s: all knew after %.1f ms\n", backend, fault, 1e3 * (last - since));
 }
 
-static void test_fault(const char *backend, int how, int size, const char *fault) {
+/* A job and what happens to it: a signal to a rank, or what its rank 1 does by itself. */
+typedef struct {
     Lab lab;
+    const char *backend, *fault;
+    int victim, signal; /* victim: -1: none */
+    pid_t pid;
+} Fault;
+
+/* Starts the ranks and hurts one; fault_end says what became of them: meanwhile others can be hurt. */
+static void fault_begin(Fault *f, int how, int size) {
     char argument[64];
-    snprintf(argument, sizeof argument, "%s %s", backend, fault);
-    lab_start(&lab, size, how, "fault", argument);
-    lab_finish(&lab, FAULT_LIMIT);
-    check_told(&lab, backend, fault, -1, words_of(fault), 0);
-    lab_clean(&lab);
+    snprintf(argument, sizeof argument, "%s %s", f->backend, f->signal ? "none" : f->fault);
+    lab_start(&f->lab, size, how, "fault", argument);
+    wait_ready(&f->lab);
+    if (!f->signal) return;
+    f->pid = pid_of(&f->lab, f->victim);
+    TEST_CHECK(f->pid > 0, "%s: rank %d did not begin", f->backend, f->victim);
+    if (f->pid > 0) kill(f->pid, f->signal);
 }
 
-static void test_hurt(const char *backend, int how, int size, int victim, int signal_number) {
-    Lab lab;
-    char argument[64], words[32];
-    const char *name = signal_number == SIGKILL ? "kill -9" : "SIGSTOP";
-    snprintf(argument, sizeof argument, "%s none", backend);
-    snprintf(words, sizeof words, "rank %d (", victim);
-    lab_start(&lab, size, how, "fault", argument);
-    wait_ready(&lab);
-    double since = log_seconds(), until = since + FAULT_LIMIT;
-    pid_t pid = pid_of(&lab, victim);
-    TEST_CHECK(pid > 0, "%s: rank %d did not begin", backend, victim);
-    if (pid > 0) kill(pid, signal_number);
-    while (lab_poll(&lab) > (how != LAB_MPIRUN && signal_number == SIGSTOP) && log_seconds() < until)
+static void fault_end(Fault *f) {
+    char words[32];
+    bool stays = f->signal == SIGSTOP && !f->lab.mpirun;
+    snprintf(words, sizeof words, "rank %d (", f->victim);
+    for (double until = log_seconds() + FAULT_LIMIT; lab_poll(&f->lab) > stays && log_seconds() < until;)
         lab_sleep(0.002);
-    if (pid > 0 && signal_number == SIGSTOP && how != LAB_MPIRUN) kill(pid, SIGCONT);
-    lab_finish(&lab, FAULT_LIMIT);
-    /* mpirun may end the others before they have said anything */
-    check_told(&lab, backend, name, how == LAB_MPIRUN ? -1 : victim, how == LAB_MPIRUN ? "" : words, since);
-    lab_clean(&lab);
+    if (f->pid > 0 && stays) kill(f->pid, SIGCONT);
+    lab_finish(&f->lab, FAULT_LIMIT);
+    check_told(&f->lab, f->backend, f->fault, f->lab.mpirun ? -1 : f->victim,
+               f->signal ? words : words_of(f->fault));
+    lab_clean(&f->lab);
+}
+
+static void test_faults(const char *backend, int how) {
+    static const struct {
+        const char *name;
+        int victim, signal;
+    } what[] = {{"stuck", -1, 0},        {"SIGSTOP", 1, SIGSTOP}, {"SIGSTOP", 0, SIGSTOP},
+                {"kill -9", 2, SIGKILL}, {"operation", -1, 0},    {"kill -9", 0, SIGKILL},
+                {"count", -1, 0},        {"type", -1, 0},         {"reduction", -1, 0},
+                {"abort", -1, 0}};
+    enum { FAULTS = sizeof what / sizeof *what, FAULTS_QUICK = 5 };
+    Fault faults[FAULTS];
+    int n = test_quick() ? FAULTS_QUICK : FAULTS;
+    for (int i = 0; i < n; i++) {
+        faults[i] = (Fault){.backend = backend, .fault = what[i].name, .victim = what[i].victim};
+        faults[i].signal = what[i].signal;
+        fault_begin(&faults[i], how, what[i].signal ? 4 : 3);
+    }
+    for (int i = 0; i < n; i++) fault_end(&faults[i]);
 }
 
 static void test_sums(const char *backend, int how, int size) {
@@ -369,20 +343,12 @@ static void test_sums(const char *backend, int how, int size) {
     lab_clean(&lab);
 }
 
-/* quick: one number of ranks, and a fault of each kind; for ThreadSanitizer. */
-static void test_backend(const char *backend, bool quick) {
-    static const int sizes[] = {3, 1, 2, 4, 8};
-    static const char *const faults[] = {"operation", "count", "type", "reduction", "abort", "stuck"};
-    bool mpi = !strcmp(backend, "mpi");
-    int how = mpi ? LAB_MPIRUN : 0;
-    for (size_t i = 0; i < (quick ? 1 : sizeof sizes / sizeof *sizes); i++) test_sums(backend, how, sizes[i]);
-    for (size_t i = 0; i < (quick ? 1 : sizeof faults / sizeof *faults); i++)
-        test_fault(backend, how, 3, faults[i]);
-    test_hurt(backend, how, 4, 2, SIGKILL);
-    test_hurt(backend, how, 4, 1, SIGSTOP);
-    if (quick) return;
-    test_hurt(backend, how, 4, 0, SIGKILL);
-    test_hurt(backend, how, 4, 0, SIGSTOP);
+static void test_backend(const char *backend) {
+    static const int sizes[] = {3, 4, 1, 2, 8};
+    int how = strcmp(backend, "mpi") ? 0 : LAB_MPIRUN;
+    for (size_t i = 0; i < (test_quick() ? 2 : sizeof sizes / sizeof *sizes); i++)
+        test_sums(backend, how, sizes[i]);
+    test_faults(backend, how);
 }
 
 /* --- in this process --- */
@@ -415,7 +381,7 @@ static void test_alone(void) {
     TEST_CHECK(!comm_open(&comm, &config, &err), "a ring of 5 for one rank");
 }
 
-/* Run with the name of a backend: only that one; and "quick". */
+/* Run with the name of a backend: only that one. */
 int main(int argc, char **argv) {
     if (lab_is_rank()) return !strcmp(lab_case(), "check") ? rank_check() : rank_fault();
     setvbuf(stdout, NULL, _IOLBF, 0);
@@ -427,7 +393,7 @@ int main(int argc, char **argv) {
             printf("mpi: skipped, there is no mpirun\n");
             continue;
         }
-        if (strcmp(backend, "self") != 0) test_backend(backend, argc > 2);
+        if (strcmp(backend, "self") != 0) test_backend(backend);
     }
     return test_end("comm");
 }

@@ -37,10 +37,11 @@ static int run_groups(const char *argument) {
     int failed = check_all(comm, false);
     float *shared = comm_alloc(comm, 400000, &err);
     RANK_CHECK(shared, "%s\n", err.text);
-    for (size_t i = 0; i < 100000; i++) shared[i] = (float)value(rank, i);
+    pattern_fill(shared, 100000, COMM_FP32, rank, 0);
     RANK_CHECK(comm_wait(comm, comm_all_reduce(comm, shared, 100000, COMM_FP32, COMM_SUM), &err), "%s\n",
                err.text);
-    RANK_CHECK(!wrong(shared, 0, 100000, COMM_FP32, size, COMM_SUM), "in comm_alloc's memory it is wrong\n");
+    RANK_CHECK(pattern_wrong(shared, 0, 100000, COMM_FP32, COMM_SUM, (PatternRanks){0, 1, size}, 0) == 100000,
+               "in comm_alloc's memory it is wrong\n");
     const int colours[] = {rank / 2, rank % 2, rank == 1 ? -1 : 0};
     for (int k = 0; k < 3 && !failed; k++) {
         RANK_CHECK(comm_split(comm, colours[k], -rank, &part, &err), "%s\n", err.text);

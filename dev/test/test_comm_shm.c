@@ -8,6 +8,7 @@
 #define _GNU_SOURCE
 #include "base/log.h"
 #include "comm/comm.h"
+#include "comm_pattern.h"
 #include "test.h"
 #include <fcntl.h>
 #include <poll.h>
@@ -33,41 +34,6 @@ static void must(bool ok, const Error *err) {
     exit(3);
 }
 
-/* Small integers, so that no sum is rounded in any type. */
-static int value_of(size_t i, int rank) {
-    return (int)((i * 7 + (size_t)rank * 13 + i / 11 * (size_t)(rank + 1)) % 29);
-}
-
-static void put(void *data, size_t i, CommType type, int value) {
-    char *at = (char *)data + i * comm_type_bytes(type);
-    float f = (float)value;
-    int32_t n = value;
-    uint8_t c = (uint8_t)value;
-    uint32_t bits;
-    memcpy(&bits, &f, 4);
-    uint16_t b = (uint16_t)(bits >> 16);
-    const void *from = type == COMM_FP32    ? (void *)&f
-                       : type == COMM_BF16  ? (void *)&b
-                       : type == COMM_INT32 ? (void *)&n
-                                            : &c;
-    memcpy(at, from, comm_type_bytes(type));
-}
-
-static int expected(size_t i, int size, CommOp op) {
-    int result = 0;
-    for (int r = 0; r < size; r++) {
-        int v = value_of(i, r);
-        result = op == COMM_SUM ? result + v : v > result ? v : result;
-    }
-    return result;
-}
-
-static bool is(const void *data, size_t i, CommType type, int value) {
-    char wanted[4];
-    put(wanted, 0, type, value);
-    return !memcmp((const char *)data + i * comm_type_bytes(type), wanted, comm_type_bytes(type));
-}
-
 /* The bytes before and behind the buffer, which nobody may write. */
 static void set_margins(char *data, size_t bytes) {
     memset(data - MARGIN, 0x5a, MARGIN);
@@ -80,7 +46,7 @@ static bool margins_are_set(const char *data, size_t bytes) {
 }
 
 static void fill(Comm *comm, void *data, size_t count, CommType type) {
-    for (size_t i = 0; i < count; i++) put(data, i, type, value_of(i, comm_rank(comm)));
+    pattern_fill(data, count, type, comm_rank(comm), 0);
 }
 
 /* Uneven, some of them empty. */
@@ -95,13 +61,13 @@ static void make_offsets(size_t *offsets, size_t count, int size, int kind) {
 
 static void try_reduce(Comm *comm, char *data, size_t count, CommType type, CommOp op) {
     Error err;
-    size_t bytes = count * comm_type_bytes(type);
+    size_t bytes = count * comm_type_bytes(type), i;
+    const PatternRanks all = {0, 1, comm_size(comm)};
     set_margins(data, bytes);
     fill(comm, data, count, type);
     must(comm_wait(comm, comm_all_reduce(comm, data, count, type, op), &err), &err);
-    for (size_t i = 0; i < count; i++)
-        if (!is(data, i, type, expected(i, comm_size(comm), op)))
-            fail(comm, "all_reduce: element, count", i, count);
+    if ((i = pattern_wrong(data, 0, count, type, op, all, 0)) != count)
+        fail(comm, "all_reduce: element, count", i, count);
     if (!margins_are_set(data, bytes)) fail(comm, "all_reduce: wrote outside; count, type", count, type);
     for (int kind = 0; kind < 2; kind++) {
         size_t offsets[RANKS_MAX + 1];
@@ -110,9 +76,8 @@ static void try_reduce(Comm *comm, char *data, size_t count, CommType type, Comm
         must(comm_barrier(comm, &err), &err);
         fill(comm, data, count, type);
         must(comm_wait(comm, comm_reduce_scatter(comm, data, offsets, type, op), &err), &err);
-        for (size_t i = offsets[me]; i < offsets[me + 1]; i++)
-            if (!is(data, i, type, expected(i, comm_size(comm), op)))
-                fail(comm, "reduce_scatter: element, count", i, count);
+        if ((i = pattern_wrong(data, offsets[me], offsets[me + 1], type, op, all, 0)) != offsets[me + 1])
+            fail(comm, "reduce_scatter: element, count", i, count);
         if (!margins_are_set(data, bytes))
             fail(comm, "reduce_scatter: wrote outside; count, type", count, type);
     }
@@ -120,17 +85,17 @@ static void try_reduce(Comm *comm, char *data, size_t count, CommType type, Comm
 
 static void try_gather(Comm *comm, char *data, size_t count, CommType type) {
     Error err;
-    size_t bytes = count * comm_type_bytes(type);
+    size_t bytes = count * comm_type_bytes(type), i;
     int me = comm_rank(comm), size = comm_size(comm);
     for (int kind = 0; kind < 2; kind++) {
         size_t offsets[RANKS_MAX + 1];
         make_offsets(offsets, count, size, kind);
         set_margins(data, bytes);
         memset(data, 0xff, bytes);
-        for (size_t i = offsets[me]; i < offsets[me + 1]; i++) put(data, i, type, value_of(i, 5));
+        for (i = offsets[me]; i < offsets[me + 1]; i++) pattern_put(data, i, type, pattern_value(5, i));
         must(comm_wait(comm, comm_all_gather(comm, data, offsets, type), &err), &err);
-        for (size_t i = 0; i < count; i++)
-            if (!is(data, i, type, value_of(i, 5))) fail(comm, "all_gather: element, count", i, count);
+        if ((i = pattern_wrong(data, 0, count, type, COMM_SUM, (PatternRanks){5, 1, 1}, 0)) != count)
+            fail(comm, "all_gather: element, count", i, count);
         if (!margins_are_set(data, bytes)) fail(comm, "all_gather: wrote outside; count, type", count, type);
         must(comm_barrier(comm, &err), &err);
     }
@@ -138,8 +103,8 @@ static void try_gather(Comm *comm, char *data, size_t count, CommType type) {
     memset(data, 0xff, bytes);
     if (me == root) fill(comm, data, count, type);
     must(comm_wait(comm, comm_broadcast(comm, data, bytes, root), &err), &err);
-    for (size_t i = 0; i < count; i++)
-        if (!is(data, i, type, value_of(i, root))) fail(comm, "broadcast: element, count", i, count);
+    if ((i = pattern_wrong(data, 0, count, type, COMM_SUM, (PatternRanks){root, 1, 1}, 0)) != count)
+        fail(comm, "broadcast: element, count", i, count);
     if (!margins_are_set(data, bytes)) fail(comm, "broadcast: wrote outside; count, type", count, type);
 }
 
@@ -158,9 +123,8 @@ static void try_messages(Comm *comm, char *data, size_t bytes) {
             set_margins(data, bytes);
             memset(data, 0xff, bytes);
             must(comm_wait(comm, comm_recv(comm, data, bytes, previous), &err), &err);
-            for (size_t i = 0; i < bytes; i++)
-                if (!is(data, i, COMM_UINT8, value_of(i, previous)))
-                    fail(comm, "message: byte, bytes", i, bytes);
+            size_t i = pattern_wrong(data, 0, bytes, COMM_UINT8, COMM_SUM, (PatternRanks){previous, 1, 1}, 0);
+            if (i != bytes) fail(comm, "message: byte, bytes", i, bytes);
             if (!margins_are_set(data, bytes)) fail(comm, "message: wrote outside", bytes, 0);
         }
     }
@@ -338,66 +302,88 @@ static bool look_at(Rank *rank, double begin) {
     return true;
 }
 
-/* Runs `size` ranks until all but `left` have ended; kills the rest. */
-static void launch(Rank *ranks, int size, const char *mode, int left) {
+typedef struct {
+    Rank ranks[RANKS_MAX];
+    int size;
+    double begin;
+    const char *mode, *doing;
+} Launch;
+
+static void launch_begin(Launch *l, int size, const char *mode) {
     static int launches;
     char root[64];
     snprintf(root, sizeof root, "test-%d-%d", (int)getpid(), launches++);
-    double begin = log_seconds();
-    for (int r = 0; r < size; r++) start(&ranks[r], r, size, mode, root);
-    for (int running = size; running > left && log_seconds() - begin < LAUNCH_SECONDS;) {
+    l->size = size;
+    l->mode = mode;
+    l->begin = log_seconds();
+    for (int r = 0; r < size; r++) start(&l->ranks[r], r, size, mode, root);
+}
+
+/* Waits until all ranks but `left` have ended; kills the rest. */
+static void launch_end(Launch *l, int left) {
+    for (int running = l->size; running > left && log_seconds() - l->begin < LAUNCH_SECONDS;) {
         running = 0;
-        for (int r = 0; r < size; r++) running += !look_at(&ranks[r], begin);
+        for (int r = 0; r < l->size; r++) running += !look_at(&l->ranks[r], l->begin);
         poll(NULL, 0, 2);
     }
-    for (int r = 0; r < size; r++) {
-        if (!ranks[r].ended) {
-            kill(ranks[r].pid, SIGKILL);
-            waitpid(ranks[r].pid, NULL, 0);
+    for (int r = 0; r < l->size; r++) {
+        if (!l->ranks[r].ended) {
+            kill(l->ranks[r].pid, SIGKILL);
+            waitpid(l->ranks[r].pid, NULL, 0);
         }
-        close(ranks[r].pipe);
+        close(l->ranks[r].pipe);
     }
 }
 
 static void test_operations(int size) {
-    Rank ranks[RANKS_MAX];
-    launch(ranks, size, "all", 0);
-    for (int r = 0; r < size; r++)
-        TEST_CHECK(ranks[r].ended && WIFEXITED(ranks[r].status) && WEXITSTATUS(ranks[r].status) == 0,
-                   "rank %d of %d: %s, status %x: %s", r, size, ranks[r].ended ? "ended" : "hangs",
-                   ranks[r].status, ranks[r].output);
+    static Launch l;
+    launch_begin(&l, size, "all");
+    launch_end(&l, 0);
+    for (int r = 0; r < size; r++) {
+        const Rank *rank = &l.ranks[r];
+        TEST_CHECK(rank->ended && WIFEXITED(rank->status) && WEXITSTATUS(rank->status) == 0,
+                   "rank %d of %d: %s, status %x: %s", r, size, rank->ended ? "ended" : "hangs", rank->status,
+                   rank->output);
+    }
 }
 
 /* All but the last rank must end and name it, and what they were doing. */
-static void test_fault(int size, const char *mode, const char *doing) {
-    Rank ranks[RANKS_MAX];
-    bool stays = strstr(mode, "stop") != NULL;
+static void fault_end(Launch *l) {
     char name[32];
-    snprintf(name, sizeof name, "rank %d", size - 1);
-    launch(ranks, size, mode, stays ? 1 : 0);
-    for (int r = 0; r < size - 1; r++) {
-        TEST_CHECK(ranks[r].ended && WIFEXITED(ranks[r].status) && WEXITSTATUS(ranks[r].status) == 3,
-                   "%s: rank %d of %d: %s, status %x: %s", mode, r, size, ranks[r].ended ? "ended" : "hangs",
-                   ranks[r].status, ranks[r].output);
-        TEST_CHECK(strstr(ranks[r].output, name) && strstr(ranks[r].output, doing),
-                   "%s: rank %d of %d should name %s and %s: %s", mode, r, size, name, doing,
-                   ranks[r].output);
+    snprintf(name, sizeof name, "rank %d", l->size - 1);
+    launch_end(l, strstr(l->mode, "stop") ? 1 : 0);
+    for (int r = 0; r < l->size - 1; r++) {
+        const Rank *rank = &l->ranks[r];
+        TEST_CHECK(rank->ended && WIFEXITED(rank->status) && WEXITSTATUS(rank->status) == 3,
+                   "%s: rank %d of %d: %s, status %x: %s", l->mode, r, l->size,
+                   rank->ended ? "ended" : "hangs", rank->status, rank->output);
+        TEST_CHECK(strstr(rank->output, name) && strstr(rank->output, l->doing),
+                   "%s: rank %d of %d should name %s and %s: %s", l->mode, r, l->size, name, l->doing,
+                   rank->output);
     }
+}
+
+/* Those that wait for a silence to last, together. */
+static void test_faults(int size) {
+    static const char *const faults[][2] = {
+        {"stop", "all-reduce"}, {"stop-inside", "all-reduce"}, {"stop-inside-plain", "all-reduce"},
+        {"kill", "all-reduce"}, {"kill-inside", "all-reduce"}, {"kill-inside-plain", "all-reduce"},
+        {"count", "count"},     {"operation", "operation"}};
+    enum { FAULTS = sizeof faults / sizeof *faults, STOPS = 3 };
+    static Launch launches[FAULTS];
+    for (int i = 0; i < FAULTS; i++) {
+        launches[i].doing = faults[i][1];
+        launch_begin(&launches[i], size, faults[i][0]);
+        if (i >= STOPS) fault_end(&launches[i]);
+    }
+    for (int i = 0; i < STOPS; i++) fault_end(&launches[i]);
 }
 
 int main(int argc, char **argv) {
     if (argc == 3 && !strcmp(argv[1], "rank")) return run_rank(argv[2]);
-    static const int sizes[] = {1, 2, 3, 4, 8};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) test_operations(sizes[i]);
-    for (int size = 2; size <= 4; size += 2) {
-        test_fault(size, "kill", "all-reduce");
-        test_fault(size, "kill-inside", "all-reduce");
-        test_fault(size, "kill-inside-plain", "all-reduce");
-        test_fault(size, "stop", "all-reduce");
-        test_fault(size, "stop-inside", "all-reduce");
-        test_fault(size, "stop-inside-plain", "all-reduce");
-        test_fault(size, "count", "count");
-        test_fault(size, "operation", "operation");
-    }
+    static const int sizes[] = {3, 4, 1, 2, 8};
+    for (size_t i = 0; i < (test_quick() ? 2 : sizeof sizes / sizeof *sizes); i++) test_operations(sizes[i]);
+    if (!test_quick()) test_faults(2);
+    test_faults(4);
     return test_end("comm_shm");
 }

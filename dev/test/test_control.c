@@ -123,64 +123,78 @@ static void check_told(Lab *lab, const char *name, int victim, const char *words
         printf("%s: known on all of %d ranks after %.1f ms\n", name, lab->size, 1e3 * (last - since));
 }
 
-static void test_kill(int size, int victim) {
+/* A job, what happens to it, and what all but one of its ranks must say then. */
+typedef struct {
+    int size;
+    const char *kind, *argument, *words;
+    int victim; /* gets the signal, and need not say anything; -1: none */
+    int signal; /* 0: none */
+} Case;
+
+typedef struct {
+    const Case *what;
     Lab lab;
-    char words[32];
-    lab_start(&lab, size, 0, "watch", "");
-    wait_ready(&lab);
-    snprintf(words, sizeof words, "rank %d (", victim);
-    double since = log_seconds();
-    kill(lab.pid[victim], SIGKILL);
-    lab_finish(&lab, LIMIT);
-    check_told(&lab, "kill -9", victim, words, since);
-    lab_clean(&lab);
+    double since;
+} Job;
+
+static bool is_all_stopped(const Case *c) {
+    return c->signal == SIGSTOP && c->argument[0];
 }
 
-static void test_stop(int size, int victim) {
-    Lab lab;
-    char words[32], line[LAB_LINE_BYTES];
-    lab_start(&lab, size, 0, "watch", "");
-    wait_ready(&lab);
-    snprintf(words, sizeof words, "rank %d (", victim);
-    double since = log_seconds(), until = since + LIMIT;
-    kill(lab.pid[victim], SIGSTOP);
-    while (lab_poll(&lab) > 1 && log_seconds() < until) lab_sleep(0.002);
-    kill(lab.pid[victim], SIGCONT); /* it learns what the others said of it, and ends too */
-    lab_finish(&lab, LIMIT);
-    check_told(&lab, "SIGSTOP", victim, words, since);
-    TEST_CHECK(lab_exit_code(&lab, victim) == EXIT_FAILED, "the stopped rank %d: %s", victim,
-               lab_stderr(&lab, victim, line));
-    TEST_CHECK(strstr(lab_stderr(&lab, victim, line), words) != NULL, "the stopped rank %d says: %s", victim,
-               line);
-    lab_clean(&lab);
+/* Starts the ranks and hurts one, or all; job_end says what became of them: meanwhile others can be hurt. */
+static void job_begin(Job *job, const Case *c) {
+    job->what = c;
+    lab_start(&job->lab, c->size, 0, c->kind, c->argument);
+    if (!c->signal) return;
+    wait_ready(&job->lab);
+    job->since = log_seconds();
+    for (int i = 0; i < c->size; i++)
+        if (i == c->victim || is_all_stopped(c)) kill(job->lab.pid[i], c->signal);
 }
 
-static void test_all_stopped(int size) {
-    Lab lab;
-    lab_start(&lab, size, 0, "watch", "abort");
-    wait_ready(&lab);
-    for (int i = 0; i < size; i++) kill(lab.pid[i], SIGSTOP);
-    lab_sleep(TIMEOUT * 1.2);
-    for (int i = size - 1; i >= 0; i--) kill(lab.pid[i], SIGCONT);
-    lab_finish(&lab, LIMIT);
-    check_told(&lab, "all stopped and continued", 1, "the disk is full", 0);
-    lab_clean(&lab);
+static void job_end(Job *job) {
+    char line[LAB_LINE_BYTES];
+    Lab *lab = &job->lab;
+    const Case *c = job->what;
+    const char *name = c->signal == SIGKILL ? "kill -9" : c->signal == SIGSTOP ? "SIGSTOP" : c->argument;
+    if (is_all_stopped(c)) {
+        lab_sleep(fmax(0, job->since + TIMEOUT * 1.2 - log_seconds()));
+        for (int i = c->size - 1; i >= 0; i--) kill(lab->pid[i], SIGCONT);
+        job->since = 0;
+    } else if (c->signal == SIGSTOP) { /* it learns what the others said of it, and ends too */
+        for (double until = log_seconds() + LIMIT; lab_poll(lab) > 1 && log_seconds() < until;)
+            lab_sleep(0.002);
+        kill(lab->pid[c->victim], SIGCONT);
+    }
+    lab_finish(lab, LIMIT);
+    check_told(lab, name, c->victim, c->words, job->since);
+    if (c->signal == SIGSTOP && !is_all_stopped(c)) {
+        lab_stderr(lab, c->victim, line);
+        TEST_CHECK(lab_exit_code(lab, c->victim) == EXIT_FAILED && strstr(line, c->words) != NULL,
+                   "the stopped rank %d says: %s", c->victim, line);
+    }
+    lab_clean(lab);
 }
 
-static void test_told(const char *argument, int skip, const char *words) {
-    Lab lab;
-    lab_start(&lab, 4, 0, "watch", argument);
-    lab_finish(&lab, LIMIT);
-    check_told(&lab, argument, skip, words, 0);
-    lab_clean(&lab);
-}
-
-static void test_join(const char *argument, int skip, const char *words) {
-    Lab lab;
-    lab_start(&lab, 3, 0, "join", argument);
-    lab_finish(&lab, LIMIT);
-    check_told(&lab, argument, skip, words, 0);
-    lab_clean(&lab);
+static void test_hurt(void) {
+    static const Case cases[] = {
+        {4, "watch", "abort", "the disk is full", 1, SIGSTOP},
+        {4, "watch", "", "rank 3 (", 3, SIGSTOP},
+        {4, "watch", "", "rank 0 (", 0, SIGSTOP},
+        {4, "watch", "", "rank 2 (", 2, SIGKILL},
+        {4, "watch", "", "rank 0 (", 0, SIGKILL},
+        {16, "watch", "", "rank 15 (", 15, SIGKILL},
+        {4, "watch", "abort", "the disk is full", 1, 0},
+        {4, "watch", "absent", "rank 1 (", -1, 0},
+        {3, "join", "missing", "rank 2 of 3 did not reach rank 0", 2, 0},
+        {3, "join", "missing 0", "rank 0 was not found", 0, 0},
+        {3, "join", "twice", "there is a second rank 1", -1, 0},
+        {3, "join", "sizes", "was told of 4 ranks", -1, 0},
+    };
+    enum { CASES = sizeof cases / sizeof *cases };
+    static Job jobs[CASES];
+    for (int i = 0; i < CASES; i++) job_begin(&jobs[i], &cases[i]);
+    for (int i = 0; i < CASES; i++) job_end(&jobs[i]);
 }
 
 static bool place_is(int rank, int size, int local_rank, const char *launcher) {
@@ -246,17 +260,6 @@ int main(void) {
     test_meet(4);
     unsetenv("TOROID_HOST");
     unsetenv("TOROID_ROOT");
-    test_kill(4, 2);
-    test_kill(4, 0);
-    test_kill(16, 15);
-    test_stop(4, 3);
-    test_stop(4, 0);
-    test_all_stopped(4);
-    test_told("abort", 1, "the disk is full");
-    test_told("absent", -1, "rank 1 (");
-    test_join("missing", 2, "rank 2 of 3 did not reach rank 0");
-    test_join("missing 0", 0, "rank 0 was not found");
-    test_join("twice", -1, "there is a second rank 1");
-    test_join("sizes", -1, "was told of 4 ranks");
+    test_hurt();
     return test_end("control");
 }
