@@ -38,7 +38,8 @@ static const double LINGER_SECONDS = 0.4;
  * checkpoints. */
 enum { SUM_LOSS, SUM_NORM, SUM_SAVE, SUM_STOP, SUM_WRITING, SUM_FAILED, SUM_DUE, NUM_SUMS };
 
-/* The gradients of one total batch, summed over its micro-batches; again, alike on all ranks: data_parallel_finish. */
+/* The gradients of one total batch, summed over its micro-batches; again, alike on all ranks: data_parallel_finish. The
+ * losses of each are read when the next has been launched, so that the device never waits for the host. */
 static bool compute_batches(Trainer *t, ExactSum *loss, bool *again, Error *err) {
     float weight = 1.0f / (float)trainer_step_tokens(t);
     *loss = (ExactSum){{0}};
@@ -46,10 +47,12 @@ static bool compute_batches(Trainer *t, ExactSum *loss, bool *again, Error *err)
         if (!trainer_load_batch(t, i, err)) return false;
         gpt2_forward(&t->model, t->tokens);
         gpt2_loss(&t->model, t->targets, weight);
+        trainer_keep_losses(t, i);
         if (i + 1 == t->micro_batches) data_parallel_reduce_next(&t->parallel);
         gpt2_backward(&t->model, t->tokens);
-        exact_sum_add(loss, gpt2_loss_sum(&t->model));
+        if (i) exact_sum_add(loss, trainer_loss_sum(t, i - 1));
     }
+    exact_sum_add(loss, trainer_loss_sum(t, t->micro_batches - 1));
     return data_parallel_finish(&t->parallel, again, err);
 }
 
@@ -161,7 +164,7 @@ static bool report_step(Report *report, const Trainer *t, const StepResult *r, b
                                .seconds = t->progress.seconds,
                                .tokens_per_second = tokens / r->seconds,
                                .mfu = flops / r->seconds / (t->peak_flops * t->size),
-                               .memory_bytes = (uint64_t)machine_peak_bytes()};
+                               .memory_bytes = (uint64_t)device_peak_bytes()};
     bool print = has_val || t->progress.step % o->log_every == 0 || t->progress.step == o->steps;
     progress_step(&report->progress, &line, print && !o->quiet && t->rank == 0);
     return !report->has_files || metrics_step(&report->metrics, &line, err);

@@ -52,6 +52,7 @@ def main():
     parser.add_argument("--B", type=int, default=4)
     parser.add_argument("--T", type=int, default=256)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--accumulate", type=int, default=1, help="batches a step")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=0)
@@ -60,6 +61,7 @@ def main():
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(1)
+    torch.set_float32_matmul_precision("high")
     model = GPT2().to(args.device)
     run = torch.compile(model) if args.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
@@ -67,9 +69,10 @@ def main():
     times = []
     for step in range(-2, args.steps):  # the first steps compile and touch memory
         start = time.perf_counter()
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
-            loss = run(tokens[0], tokens[1])
-        loss.backward()
+        for _ in range(args.accumulate):
+            with torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16"):
+                loss = run(tokens[0], tokens[1]) / args.accumulate
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -78,12 +81,12 @@ def main():
         took = 1e3 * (time.perf_counter() - start)
         if step >= 0:
             times.append(took)
-            print(f"step {step}  loss {loss.item():.6f}  {took:.1f} ms", flush=True)
+            print(f"step {step}  loss {loss.item() * args.accumulate:.6f}  {took:.1f} ms", flush=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024e-9
     if args.device == "cuda":
         memory = 1e-9 * torch.cuda.max_memory_allocated()
     median = statistics.median(times)
-    print(f"median {median:.1f} ms  best {min(times):.1f} ms  {1e3 * args.B * args.T / median:.1f} tok/s  "
+    print(f"median {median:.1f} ms  best {min(times):.1f} ms  {1e3 * args.B * args.T * args.accumulate / median:.1f} tok/s  "
           f"peak memory {memory:.2f} GB")
 
 

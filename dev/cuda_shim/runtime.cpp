@@ -78,10 +78,11 @@ static struct Report {
         const shim::Stats &s = shim::stats;
         fprintf(stderr,
                 "shim: %llu launches, %llu blocks, %llu threads, %llu switches, %llu warp functions, %llu "
-                "barriers\n",
+                "barriers, %llu waits, %llu waits for events\n",
                 (unsigned long long)s.launches, (unsigned long long)s.blocks, (unsigned long long)s.threads,
                 (unsigned long long)s.switches, (unsigned long long)s.warp_ops,
-                (unsigned long long)s.barriers);
+                (unsigned long long)s.barriers, (unsigned long long)s.waits,
+                (unsigned long long)s.event_waits);
     }
 } report;
 
@@ -129,6 +130,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 }
 cudaError_t cudaDeviceSynchronize() {
     Locked locked(lock);
+    shim::stats.waits++;
     for (size_t i = 0; i < streams.size(); i++) drain(streams[i], streams[i]->pushed);
     return cudaSuccess;
 }
@@ -205,6 +207,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     Locked locked(lock);
     if (!bytes) return cudaSuccess;
     if (kind == cudaMemcpyHostToDevice && !is_pinned(from)) {
+        shim::stats.waits++;
         std::vector<char> staged(static_cast<const char *>(from), static_cast<const char *>(from) + bytes);
         shim::stream_push(stream, [=] { memcpy(to, staged.data(), bytes); });
     } else {
@@ -243,6 +246,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     Locked locked(lock);
+    shim::stats.waits++;
     drain(stream_of(stream), stream_of(stream)->pushed);
     return cudaSuccess;
 }
@@ -279,6 +283,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     Locked locked(lock);
+    shim::stats.event_waits++;
     if (event->stream) drain(event->stream, event->after);
     return cudaSuccess;
 }

@@ -110,6 +110,7 @@ void copies_dropped(Thread *t); /* the thread has returned */
 void stream_push(cudaStream_t stream, std::function<void()> work);
 struct Stats {
     uint64_t launches, blocks, threads, switches, warp_ops, barriers;
+    uint64_t waits, event_waits; /* of the host: for a stream or a copy; for an event */
 };
 extern Stats stats;
 } // namespace shim

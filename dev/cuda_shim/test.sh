@@ -36,6 +36,8 @@ run bf16 "$build/shim-bf16/test_cuda_bf16"
 run parity "$build/shim-fp32/test_gpt2"
 run train python3 dev/test/cuda_train.py "$build"
 run ranks python3 dev/test/cuda_ranks.py "$build"
+# Device memory through memory of the host, in pieces.
+for t in shm torus; do run "staged-$t" "$build/shim-nccl/test_comm" $t quick; done
 # Ranks that end in the middle of an operation, as these shall, leave streams behind: leaks are not counted.
 run nccl env ASAN_OPTIONS="$ASAN_OPTIONS:detect_leaks=0" "$build/shim-nccl/test_comm" nccl
 wait

@@ -87,6 +87,26 @@ def test_bf16():
     check(resumed == straight, f"bf16: a resumed run differs: {resumed}, not {straight}")
 
 
+def waits(batches, steps):
+    """How often the host waited for the device in all, and for events, in a run of so many batches a step."""
+    code, text = run(FP32, *BASE, "--run=", f"--steps={steps}", f"--total-batch={99 * batches}", "--eval-every=0",
+                     "--val-data=", SHIM_STATS="1")
+    found = re.search(r"(\d+) waits, (\d+) waits for events", text)
+    check(code == 0 and found, f"waits: exit {code}: {text[-300:]}")
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def test_waits():
+    """A step waits for the device where it needs the norm (a copy, and the stream it is in), and not for its batches: their
+    losses and places are waited for by events, when the next batch has been launched."""
+    for batches in 1, 4:
+        few, more = waits(batches, 2), waits(batches, 4)
+        streams, events = (more[0] - few[0]) / 2, (more[1] - few[1]) / 2
+        check(streams <= 2, f"{batches} batches: {streams} waits a step")
+        check(0 < events <= 2 * batches, f"{batches} batches: {events} waits for events a step")
+        print(f"{batches} batches a step: {streams:g} waits, {events:g} for events")
+
+
 def test_sample():
     for program in FP32, CPU:
         code, text = run(program, "sample", "cuda", "--tokens=20", "--seed=3")
@@ -110,6 +130,7 @@ def main():
         test_against_cpu()
         test_same_bits()
         test_bf16()
+        test_waits()
         test_sample()
         os.chdir("/")
     return report("cuda_train")

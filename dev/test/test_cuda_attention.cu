@@ -2,7 +2,9 @@
  * odd lengths, windows, several heads; the same bits in three orders of threads. Under the shim, or on a GPU.
  *
  *   test_cuda_attention          all shapes
- *   test_cuda_attention quick    those that a missing barrier or wait does not survive (test_flash_mutants.py) */
+ *   test_cuda_attention quick    those that a missing barrier or wait does not survive (test_flash_mutants.py)
+ *   test_cuda_attention file IN OUT B T NH HS WINDOW    on others' numbers (cuda_attention_torch.py): fp32, IN: qkv (B,T,3C)
+ *                                and dout (B,T,C); OUT: out (B,T,C) and dqkv (B,T,3C) */
 #include "cuda/attention.cuh"
 #include "cuda_test.h"
 #include "naive.h"
@@ -111,6 +113,42 @@ static void check_shape(const Shape &s) {
     free(qkv_wide), free(dout_wide), free(out_wide), free(lse_wide), free(dqkv_wide);
 }
 
+/* n floats from or to a file, as floatX here. */
+static void floats_in(FILE *f, floatX *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float value;
+        if (fread(&value, sizeof value, 1, f) != 1) puts("cuda attention: the file is too short"), exit(1);
+        x[i] = from_float<floatX>(value);
+    }
+}
+static void floats_out(FILE *f, const floatX *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        float value = to_float(x[i]);
+        if (fwrite(&value, sizeof value, 1, f) != 1) puts("cuda attention: cannot write"), exit(1);
+    }
+}
+
+static int run_file(char **argv) {
+    size_t sizes[5];
+    for (int i = 0; i < 5; i++) sizes[i] = (size_t)atoll(argv[2 + i]);
+    const size_t B = sizes[0], T = sizes[1], NH = sizes[2], HS = sizes[3], n = B * T * NH * HS;
+    floatX *qkv = poisoned<floatX>(3 * n), *dout = poisoned<floatX>(n), *out = poisoned<floatX>(n),
+           *dqkv = poisoned<floatX>(3 * n);
+    float *lse = poisoned<float>(B * NH * T);
+    FILE *in = fopen(argv[0], "rb"), *to = fopen(argv[1], "wb");
+    if (!in || !to) puts("cuda attention: no such file"), exit(1);
+    floats_in(in, qkv, 3 * n), floats_in(in, dout, n);
+    attention_forward(out, lse, qkv, B, T, NH, HS, sizes[4]);
+    attention_backward(dqkv, dout, out, lse, qkv, B, T, NH, HS, sizes[4]);
+    cuda_test_sync();
+    floats_out(to, out, n), floats_out(to, dqkv, 3 * n);
+    bool ok = !fclose(to);
+    fclose(in);
+    cuda_test_free(qkv), cuda_test_free(dout), cuda_test_free(out), cuda_test_free(dqkv), cuda_test_free(lse);
+    cuda_test_free(scratch);
+    return ok ? 0 : 1;
+}
+
 int main(int argc, char **argv) {
     const Shape quick[] = {
         {1, 200, 1, 64, 100, 6}, {1, 257, 1, 64, 128, 1}, {1, 130, 1, 128, 0, 1}, {1, 40, 1, 8, 0, 1}};
@@ -141,6 +179,7 @@ int main(int argc, char **argv) {
     };
     bool is_quick = argc > 1 && !strcmp(argv[1], "quick");
     gpu.sm_count = 4;
+    if (argc == 9 && !strcmp(argv[1], "file")) return run_file(argv + 2);
     if (is_quick)
         for (const Shape &s : quick) check_shape(s);
     else

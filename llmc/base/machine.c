@@ -32,8 +32,7 @@ double machine_available_bytes(void) {
     return bytes;
 }
 
-bool machine_check_memory(double bytes, const char *what, const char *hint, Error *err) {
-    double available = machine_available_bytes();
+bool machine_check_memory(double bytes, double available, const char *what, const char *hint, Error *err) {
     if (available <= 0 || bytes < available) return true;
     return error_set(err, "%s needs %.2f GB of memory, %.2f GB is free (%s)", what, 1e-9 * bytes,
                      1e-9 * available, hint);

@@ -8,9 +8,9 @@
  * 0: unknown. */
 double machine_available_bytes(void);
 
-/* Can so many bytes still be allocated? Asked first, for Linux promises memory that it does not have and kills later.
- * what: "the model"; hint: what to do about it. */
-bool machine_check_memory(double bytes, const char *what, const char *hint, Error *err);
+/* Can so many bytes still be allocated, of `available` (0: unknown)? Asked first, for Linux promises memory that it does
+ * not have and kills later. what: "the model"; hint: what to do about it. */
+bool machine_check_memory(double bytes, double available, const char *what, const char *hint, Error *err);
 
 /* The largest resident size of this process so far, bytes. */
 double machine_peak_bytes(void);

@@ -43,6 +43,7 @@
 
 /* Where one command's default differs from the row's: X(command, field, default). */
 #define OPTION_COMMAND_DEFAULTS(X)                                                                           \
+    X(EVAL, batch_size, "4")                                                                                 \
     X(TOKENIZE, tokenizer, "byte")                                                                           \
     X(PLOT, output, "loss.svg")
 
@@ -92,8 +93,8 @@
     X(BOOL, decode, 'd', "no", 0, 0, "", TOKENIZE, DATA, NONE,                                               \
       "turn token files back into text, on stdout")                                                          \
     /* --- batch --- */                                                                                      \
-    X(INT, batch_size, 'b', "4", 1, 65536, "sequences", TRAIN | EVAL, BATCH, NONE,                           \
-      "sequences in one forward and backward pass")                                                          \
+    X(INT, batch_size, 'b', "0", 0, 65536, "sequences", TRAIN | EVAL, BATCH, NONE,                           \
+      "sequences in one forward and backward pass; 0: as many as suit the processor or GPU")                 \
     X(INT, sequence, 0, "0", 0, 1048576, "tokens", TRAIN | EVAL, BATCH, NONE,                                \
       "tokens in a sequence; 0: the context")                                                                \
     X(INT64, total_batch, 'B', "0", 0, 1e12, "tokens", TRAIN, BATCH, NONE,                                   \

@@ -38,6 +38,9 @@ typedef struct {
     bool (*pin)(void *host, size_t bytes);
     void (*unpin)(void *host);
     void *(*stream_open)(void);
+    void (*stream_read)(void *stream, void *host, const void *device, size_t bytes);
+    void (*stream_write)(void *stream, void *device, const void *host, size_t bytes);
+    void (*stream_wait)(void *stream);
     bool (*stream_is_done)(void *stream);
     void (*stream_close)(void *stream);
     const char *(*name)(void);

@@ -274,8 +274,9 @@ void *shm_group_alloc(CommGroup *group, size_t bytes, Error *err) {
     void **bases = calloc((size_t)group->size, sizeof *bases), *data = NULL;
     /* All ranks meet twice even if this one has failed: then none gets memory. */
     bool done = bases || error_set(&own_err, "no memory for the list of shared memory");
-    done = done && machine_check_memory((double)size * group->size, "shared memory of all ranks",
-                                        "fewer ranks, or a smaller model", &own_err);
+    done = done &&
+           machine_check_memory((double)size * group->size, machine_available_bytes(),
+                                "shared memory of all ranks", "fewer ranks, or a smaller model", &own_err);
     done = done && shm_file_make(&file, size, true, &own_err);
     if (!shm_meet(group, &header, &none, &file, sizeof file, err)) goto out;
     done = done && map_pieces(group, size, bases, &own_err);

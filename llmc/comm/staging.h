@@ -3,7 +3,8 @@
  * A block of device memory from comm_alloc has a mirror in memory of the backend's own (for shm: shared, and then not
  * copied once more), of the same size, pinned where the system allows that; host memory, for a backend that works on
  * devices, goes through one block of device memory, which grows at first use. Only what an operation reads is copied
- * there and only what it writes is copied back; copies wait for what the caller had launched when it began the
+ * there and only what it writes is copied back, a large operation in pieces: while the backend works on one, the next is
+ * copied there and the one before it back. Copies wait for what the caller had launched when it began the
  * operation, and for nothing else. With CommConfig.memory NULL all of this is idle. */
 #ifndef LLMC_COMM_STAGING_H
 #define LLMC_COMM_STAGING_H

@@ -46,6 +46,9 @@ typedef struct {
     StagedBlock *staged;           /* staging.c: blocks of device memory, */
     char *scratch;                 /* and one for data of the host */
     size_t scratch_bytes;
+    void *copies[2];       /* queues of copies: [true] to where the backend works, [false] back; */
+    size_t *piece_offsets; /* (pieces_max) and the shares of the piece at work */
+    int pieces_max;
 } World;
 
 typedef struct CommBlock {

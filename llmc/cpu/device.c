@@ -3,6 +3,7 @@
 #include "model/device.h"
 #include "base/check.h"
 #include "base/error.h"
+#include "base/machine.h"
 #include "cpu/dispatch.h"
 #include <omp.h>
 #include <stdio.h>
@@ -80,6 +81,17 @@ int device_threads(void) {
     return cpu_threads;
 }
 
+double device_available_bytes(void) {
+    return machine_available_bytes();
+}
+double device_peak_bytes(void) {
+    return machine_peak_bytes();
+}
+
+DeviceHabits device_habits(void) {
+    return (DeviceHabits){.batch_tokens = SIZE_MAX, .batch_sequences = 4};
+}
+
 #define HUGE_PAGE ((size_t)2 << 20)
 
 void *device_alloc(size_t bytes) {
@@ -114,6 +126,18 @@ void device_write(void *device, const void *host, size_t bytes) {
 void device_read(void *host, const void *device, size_t bytes) {
     memcpy(host, device, bytes);
 }
+void *device_host_alloc(size_t bytes) {
+    return device_alloc(bytes);
+}
+void device_host_free(void *host, size_t bytes) {
+    device_free(host, bytes);
+}
+void device_write_later(void *device, const void *host, size_t bytes) {
+    memcpy(device, host, bytes);
+}
+void device_read_later(void *host, const void *device, size_t bytes) {
+    memcpy(host, device, bytes);
+}
 void device_read_floats(float *host, const floatX *device, size_t n) {
     memcpy(host, device, n * sizeof(float));
 }
@@ -133,6 +157,9 @@ bool device_is_done(uint64_t mark) {
     (void)mark;
     return true;
 }
+void device_wait(uint64_t mark) {
+    (void)mark;
+}
 void device_fetch(void *host, const void *device, size_t bytes) {
     memcpy(host, device, bytes);
 }
@@ -150,8 +177,19 @@ void *device_stream_open(void) {
     CHECK(false); /* there is no other library's work */
     return NULL;
 }
+void device_stream_read(void *stream, void *host, const void *device, size_t bytes) {
+    CHECK(!stream);
+    memcpy(host, device, bytes);
+}
+void device_stream_write(void *stream, void *device, const void *host, size_t bytes) {
+    CHECK(!stream);
+    memcpy(device, host, bytes);
+}
 bool device_stream_is_done(void *stream) {
     return !stream;
+}
+void device_stream_wait(void *stream) {
+    CHECK(!stream);
 }
 void device_stream_close(void *stream) {
     CHECK(!stream);

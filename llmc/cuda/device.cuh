@@ -3,12 +3,14 @@
 #define LLMC_CUDA_DEVICE_CUH
 #include "base/check.h"
 #include "cuda/gpu.h"
+#include <atomic>
 
 namespace device {
 static char description[384];
 static cudaDeviceProp properties;
 static int index;
 static double clock_hz;
+static std::atomic<size_t> held, peak; /* bytes of device_alloc */
 
 /* The place of this rank among those of its host, as the launcher says it; 0 if nobody does. */
 static int local_rank() {
@@ -61,6 +63,8 @@ bool device_open(const DeviceConfig *config, Error *err) {
     gpu.cc = device::properties.major * 10 + device::properties.minor;
     gpu.sm_count = device::properties.multiProcessorCount;
     device::clock_hz = 1e3 * clock_khz;
+    /* data sheets reckon with less than the highest clock of these */
+    if (gpu.cc == 90 && device::clock_hz > 1.83e9) device::clock_hz = 1.83e9;
     if (gpu.cc < 80)
         return error_set(err, "GPU %d: %s has compute capability %d.%d (8.0 is the least)", device::index,
                          device::properties.name, device::properties.major, device::properties.minor);
@@ -68,8 +72,12 @@ bool device_open(const DeviceConfig *config, Error *err) {
     return true;
 }
 
+/* What is stored as bf16 is multiplied as bf16. */
+static Precision precision_of(Precision wanted) {
+    return sizeof(floatX) == sizeof(float) ? wanted : PRECISION_BF16;
+}
 void device_precision_set(Precision precision) {
-    gpu.precision = precision;
+    gpu.precision = precision_of(precision);
 }
 
 const char *device_describe(void) {
@@ -89,7 +97,23 @@ int device_threads(void) {
 /* From data sheets: what can be measured in `seconds` depends on how warm the GPU is. */
 double device_peak_flops(Precision precision, double seconds) {
     (void)seconds;
-    return device::flops_per_clock(precision) * gpu.sm_count * device::clock_hz;
+    return device::flops_per_clock(precision_of(precision)) * gpu.sm_count * device::clock_hz;
+}
+
+double device_available_bytes(void) {
+    size_t available = 0, total;
+    device::select();
+    GPU_CHECK(cudaMemGetInfo(&available, &total));
+    return (double)available;
+}
+double device_peak_bytes(void) {
+    return (double)device::peak;
+}
+
+/* From 64k tokens on the kernels are as fast as they get. The bytes are a share of all, not of what is free: the same
+ * command shall choose the same. */
+DeviceHabits device_habits(void) {
+    return {65536, 65536, 0.85 * (double)device::properties.totalGlobalMem};
 }
 
 void *device_alloc(size_t bytes) {
@@ -99,13 +123,16 @@ void *device_alloc(size_t bytes) {
         cudaGetLastError(); /* it is told by NULL, not by the next launch */
         return NULL;
     }
+    size_t now = device::held += bytes, most = device::peak;
+    while (now > most && !device::peak.compare_exchange_weak(most, now)) {
+    }
     device_zero(memory, bytes);
     return memory;
 }
 
 void device_free(void *memory, size_t bytes) {
-    (void)bytes;
     if (!memory) return;
+    device::held -= bytes;
     GPU_CHECK(cudaStreamSynchronize(gpu.stream));
     GPU_CHECK(cudaFree(memory));
 }
@@ -124,6 +151,34 @@ void device_read(void *host, const void *device, size_t bytes) {
     device::select();
     GPU_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, gpu.stream));
     GPU_CHECK(cudaStreamSynchronize(gpu.stream));
+}
+
+void *device_host_alloc(size_t bytes) {
+    void *host = NULL;
+    device::select();
+    if (cudaMallocHost(&host, bytes ? bytes : 1) != cudaSuccess) {
+        cudaGetLastError();
+        return NULL;
+    }
+    memset(host, 0, bytes);
+    return host;
+}
+
+void device_host_free(void *host, size_t bytes) {
+    (void)bytes;
+    if (!host) return;
+    GPU_CHECK(cudaStreamSynchronize(gpu.stream));
+    GPU_CHECK(cudaFreeHost(host));
+}
+
+void device_write_later(void *device, const void *host, size_t bytes) {
+    device::select();
+    GPU_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, gpu.stream));
+}
+
+void device_read_later(void *host, const void *device, size_t bytes) {
+    device::select();
+    GPU_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, gpu.stream));
 }
 
 static const size_t BLOCK_MAX = 8192; /* elements that are converted at once */
@@ -186,6 +241,12 @@ bool device_is_done(uint64_t mark) {
     return is_ready(cudaEventQuery(mark_events[mark % MARKS]));
 }
 
+void device_wait(uint64_t mark) {
+    if (!mark) return;
+    device::select();
+    GPU_CHECK(cudaEventSynchronize(mark_events[mark % MARKS]));
+}
+
 /* Of the calling thread, and gone with it; as many as there are threads that copy. */
 static cudaStream_t copy_stream() {
     struct Stream {
@@ -230,11 +291,28 @@ void *device_stream_open(void) {
     return stream;
 }
 
+void device_stream_read(void *stream, void *host, const void *device, size_t bytes) {
+    device::select();
+    GPU_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, (cudaStream_t)stream));
+}
+
+void device_stream_write(void *stream, void *device, const void *host, size_t bytes) {
+    device::select();
+    GPU_CHECK(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, (cudaStream_t)stream));
+}
+
+void device_stream_wait(void *stream) {
+    device::select();
+    GPU_CHECK(cudaStreamSynchronize((cudaStream_t)stream));
+}
+
 bool device_stream_is_done(void *stream) {
+    device::select();
     return is_ready(cudaStreamQuery((cudaStream_t)stream));
 }
 
 void device_stream_close(void *stream) {
+    device::select();
     GPU_CHECK(cudaStreamDestroy((cudaStream_t)stream));
 }
 

@@ -181,7 +181,8 @@ static bool copy_checkpoint(Place *from, const CkptInfo *info, const char *stagi
         return false;
     for (size_t i = 0; i < count; i++)
         bytes += (tensors[i].present * ckpt_type_bytes(tensors[i].type) + 63) & ~(size_t)63;
-    if (!machine_check_memory((double)bytes, "this checkpoint", "restore it on a larger machine", err))
+    if (!machine_check_memory((double)bytes, machine_available_bytes(), "this checkpoint",
+                              "restore it on a larger machine", err))
         return false;
     char *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
     TensorView *views = calloc(count, sizeof *views);

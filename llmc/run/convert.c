@@ -70,7 +70,8 @@ static bool convert_source(const Options *o, const char *in, ModelSource *source
     bool ok = false;
     GPT2 m = {0};
     double bytes = (double)gpt2_bytes(&source->config, 1, 1, 1, GPT2_INFERENCE);
-    if (!machine_check_memory(bytes, in, "convert it on a larger machine", err)) goto out;
+    if (!machine_check_memory(bytes, device_available_bytes(), in, "convert it on a larger machine", err))
+        goto out;
     if (!gpt2_init(&m, &source->config, 1, 1, 1, GPT2_INFERENCE, err)) goto out;
     if (!model_source_load(source, &m, err)) goto out;
     ok = llmc ? model_file_write(out, &m, type, err) : safetensors_write(out, &m, type, err);

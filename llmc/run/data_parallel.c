@@ -246,14 +246,22 @@ bool data_parallel_finish(DataParallel *p, bool *again, Error *err) {
     return true;
 }
 
+/* Shares that lie together are added up together: each sum is a wait for the device. */
+static void add_squares(const DataParallel *p, ExactSum *sum) {
+    for (int b = 0; b < p->buckets;) {
+        AdamWRange all = p->shares[b++];
+        while (b < p->buckets && p->shares[b].begin == all.end) all.end = p->shares[b++].end;
+        exact_sum_add(sum, sum_of_squares(p->model->grads + all.begin, all.end - all.begin));
+    }
+}
+
 void data_parallel_norm_squared(const DataParallel *p, ExactSum *sum) {
     if (p->not_finite) exact_sum_add(sum, NAN);
-    for (int b = 0; b < p->buckets; b++) {
+    if (p->reduce != REDUCE_EXACT) add_squares(p, sum);
+    for (int b = 0; b < p->buckets && p->reduce == REDUCE_EXACT; b++) {
         size_t begin = p->shares[b].begin, n = p->shares[b].end - begin;
         size_t block = block_begin(p, b) + (begin - bucket_begin(p, b)) / EXACT_BLOCK;
-        if (p->reduce != REDUCE_EXACT) exact_sum_add(sum, sum_of_squares(p->model->grads + begin, n));
-        for (size_t i = 0; p->reduce == REDUCE_EXACT && i < blocks_in(n); i++)
-            exact_sum_add(sum, p->squares[block + i]);
+        for (size_t i = 0; i < blocks_in(n); i++) exact_sum_add(sum, p->squares[block + i]);
     }
 }
 

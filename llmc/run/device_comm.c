@@ -19,6 +19,9 @@ const CommMemory *device_comm_memory(void) {
                                       .pin = device_pin,
                                       .unpin = device_unpin,
                                       .stream_open = device_stream_open,
+                                      .stream_read = device_stream_read,
+                                      .stream_write = device_stream_write,
+                                      .stream_wait = device_stream_wait,
                                       .stream_is_done = device_stream_is_done,
                                       .stream_close = device_stream_close,
                                       .name = device_name};

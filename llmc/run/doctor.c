@@ -58,12 +58,14 @@ static void print_what_fits(double available) {
 bool doctor_run(const Options *o, Error *err) {
     (void)o;
     (void)err;
-    double available = machine_available_bytes();
+    double available = device_available_bytes();
     printf("device       %s\n", device_describe());
-    printf("peak         %.0f GFLOP/s fp32, %.0f GFLOP/s bf16 (multiply-adds on registers, all threads)\n",
-           1e-9 * device_peak_flops(PRECISION_FP32, 0.2), 1e-9 * device_peak_flops(PRECISION_BF16, 0.2));
-    printf("memory       %.1f GB available, copied at %.1f GB/s (read + write)\n", 1e-9 * available,
-           copy_gigabytes_per_second());
+    printf("peak         %.0f GFLOP/s fp32, %.0f GFLOP/s bf16 (%s)\n",
+           1e-9 * device_peak_flops(PRECISION_FP32, 0.2), 1e-9 * device_peak_flops(PRECISION_BF16, 0.2),
+           device_memory_is_host() ? "multiply-adds on registers, all threads" : "data sheet");
+    printf("memory       %.1f GB available", 1e-9 * available);
+    if (device_memory_is_host()) printf(", copied at %.1f GB/s (read + write)", copy_gigabytes_per_second());
+    printf("\n");
     printf("mpirun       %s\n", machine_has_program("mpirun") ? "found" : "not found (only for many ranks)");
     printf("nvcc         %s\n", machine_has_program("nvcc") ? "found" : "not found (only for GPUs)");
     printf("gpu          %s\n", access("/dev/nvidia0", R_OK) == 0 ? "found" : "none");

@@ -6,7 +6,7 @@
 #include "model/device.h"
 #include <string.h>
 
-enum { ASSIGNMENTS_MAX = 16 };
+enum { ASSIGNMENTS_MAX = 16, BATCH = 4 /* what a CPU takes by itself: device_habits */ };
 
 static const struct {
     const char *name, *about;
@@ -103,6 +103,7 @@ void presets_print(const Options *options, FILE *out) {
         if (options->sequence) o.sequence = options->sequence;
         GPT2Config c = presets_config(&o, presets[i].vocab, NULL);
         size_t T = (size_t)(o.sequence && o.sequence < c.context ? o.sequence : c.context);
+        if (!o.batch_size) o.batch_size = BATCH;
         size_t bytes = gpt2_bytes(&c, (size_t)o.batch_size, T, presets_head_rows(&o), presets_mode(&o)) +
                        adamw_bytes(gpt2_param_count(&c));
         fprintf(out, "%-12s %6d %5d %8d %7d %7.1fM %8.2f GB  %s; %d x %zu tokens a batch\n", presets[i].name,

@@ -50,8 +50,8 @@ static bool open_model(Trained *t, const Options *o, ModelSource *source, size_t
     if (o->source[OPTION_window] != SOURCE_DEFAULT) config.window = o->window;
     if (!T) T = (size_t)config.context;
     size_t bytes = gpt2_bytes(&config, B, T, presets_head_rows(o), GPT2_INFERENCE);
-    return machine_check_memory((double)bytes, "this model", "lower --batch-size, --sequence or --head-rows",
-                                err) &&
+    return machine_check_memory((double)bytes, device_available_bytes(), "this model",
+                                "lower --batch-size, --sequence or --head-rows", err) &&
            gpt2_init(&t->model, &config, B, T, presets_head_rows(o), GPT2_INFERENCE, err) &&
            model_source_load(source, &t->model, err);
 }

@@ -85,10 +85,40 @@ static bool check_init_sizes(const Options *o, const GPT2Config *model, Error *e
     return true;
 }
 
+static Reduce reduce_of(const Options *o) {
+    return !strcmp(o->reduce, "exact") ? REDUCE_EXACT : strcmp(o->reduce, "bf16") ? REDUCE_FP32 : REDUCE_BF16;
+}
+
+/* Bytes of AdamW's state, of which each rank has its share, and of sums among ranks. */
+static double optimizer_bytes(const Trainer *t, const GPT2Config *config) {
+    size_t n = gpt2_param_count(config);
+    return (double)adamw_bytes(n) / t->size + (double)data_parallel_bytes(n, reduce_of(t->options));
+}
+
+static size_t model_bytes(const Trainer *t, const GPT2Config *config, size_t B) {
+    return gpt2_bytes(config, B, t->T, presets_head_rows(t->options), presets_mode(t->options));
+}
+
+static double training_bytes(const Trainer *t, const GPT2Config *config, size_t B) {
+    return (double)model_bytes(t, config, B) + optimizer_bytes(t, config);
+}
+
+/* The most sequences that the device gains from, that fit, and that divide the step, if its size was given. */
+static size_t batch_that_suits(const Trainer *t, const GPT2Config *config) {
+    DeviceHabits habits = device_habits();
+    size_t all = t->T * (size_t)t->size, step = (size_t)t->options->total_batch / all;
+    size_t B = habits.batch_tokens / t->T;
+    B = B < habits.batch_sequences ? B : habits.batch_sequences;
+    while (B > 1 && ((step && step % B) ||
+                     (habits.training_bytes > 0 && training_bytes(t, config, B) > habits.training_bytes)))
+        B = step ? B - 1 : B / 2;
+    return B ? B : 1;
+}
+
 static bool choose_batch(Trainer *t, const GPT2Config *config, Error *err) {
     const Options *o = t->options;
-    t->B = (size_t)o->batch_size;
     t->T = (size_t)(o->sequence ? o->sequence : config->context);
+    t->B = o->batch_size ? (size_t)o->batch_size : batch_that_suits(t, config);
     if (t->T > (size_t)config->context)
         return error_set(err, "--sequence %zu is longer than the model's context of %d tokens", t->T,
                          config->context);
@@ -105,26 +135,20 @@ static bool choose_batch(Trainer *t, const GPT2Config *config, Error *err) {
     return true;
 }
 
-static Reduce reduce_of(const Options *o) {
-    return !strcmp(o->reduce, "exact") ? REDUCE_EXACT : strcmp(o->reduce, "bf16") ? REDUCE_FP32 : REDUCE_BF16;
-}
-
 static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err) {
-    const Options *o = t->options;
-    size_t n = gpt2_param_count(config), params = n * sizeof(floatX);
-    size_t model = gpt2_bytes(config, t->B, t->T, presets_head_rows(o), presets_mode(o));
-    double optimizer = (double)adamw_bytes(n) / t->size;
-    optimizer += (double)data_parallel_bytes(n, reduce_of(o));
-    double needed = (double)model + optimizer, available = machine_available_bytes();
+    size_t params = gpt2_param_count(config) * sizeof(floatX);
+    size_t model = model_bytes(t, config, t->B);
+    double optimizer = optimizer_bytes(t, config), needed = (double)model + optimizer;
+    double available = device_available_bytes();
     log_info("memory      %.2f GB: parameters %.2f, gradients %.2f, optimizer %.2f, activations %.2f; %.1f "
              "GB free",
              1e-9 * needed, 1e-9 * (double)params, 1e-9 * (double)params, 1e-9 * optimizer,
              1e-9 * (double)(model - 2 * params), 1e-9 * available);
     if (available == 0 || needed < available) return true;
     return error_set(err,
-                     "training needs %.2f GB of memory, %.2f GB is free (lower --batch-size, --sequence or "
-                     "--head-rows, give --recompute=yes, or take a smaller model)",
-                     1e-9 * needed, 1e-9 * available);
+                     "training needs %.2f GB of memory, %.2f GB is free (lower --batch-size=%zu, --sequence=%zu or "
+                     "--head-rows=%zu, give --recompute=yes, or take a smaller model)",
+                     1e-9 * needed, 1e-9 * available, t->B, t->T, presets_head_rows(t->options));
 }
 
 /* --- saving and resuming --- */
@@ -234,18 +258,25 @@ static bool open_checkpoint(Trainer *t, Error *err) {
            checkpoint_open(&t->checkpoint, &config, &parts, err);
 }
 
+/* Inputs and targets of a batch. */
+static size_t slot_tokens(const Trainer *t) {
+    return 2 * t->B * t->T;
+}
+
 static bool allocate(Trainer *t, const GPT2Config *config, Error *err) {
     const Options *o = t->options;
     const AdamWConfig adamw = {(float)o->beta1, (float)o->beta2, (float)o->epsilon, (float)o->weight_decay,
                                (uint64_t)o->seed};
-    size_t bytes = 2 * t->B * t->T * sizeof(int32_t);
+    size_t bytes = slot_tokens(t) * sizeof(int32_t);
     if (!gpt2_init(&t->model, config, t->B, t->T, presets_head_rows(o), presets_mode(o), err)) return false;
     int64_t micro_batches = (int64_t)t->micro_batches * t->size;
     if (!data_parallel_open(&t->parallel, t->comm, &t->model, reduce_of(o), micro_batches, err)) return false;
     if (!adamw_init(&t->optimizer, &adamw, t->parallel.shares, t->parallel.buckets, err)) return false;
-    t->host_tokens = malloc(bytes);
+    t->host_tokens = device_host_alloc(TRAINER_SLOTS * bytes);
+    t->host_losses = device_host_alloc(TRAINER_SLOTS * t->B * t->T * sizeof(float));
     t->tokens = device_alloc(bytes);
-    if (!t->host_tokens || !t->tokens) return error_set(err, "no memory for the batch of %zu bytes", bytes);
+    if (!t->host_tokens || !t->host_losses || !t->tokens)
+        return error_set(err, "no memory for the batch of %zu bytes", bytes);
     t->targets = t->tokens + t->B * t->T;
     return true;
 }
@@ -276,7 +307,8 @@ static bool open_all(Trainer *t, ModelSource *source, Error *err) {
     const Options *o = t->options;
     if (source && !check_init_sizes(o, &source->config, err)) return false;
     GPT2Config config = presets_config(o, 1, source ? &source->config : NULL);
-    if (!choose_batch(t, &config, err) || !open_train_data(t, (int)t->T, err) || !open_tokenizer(t, err))
+    if (!gpt2_config_check(&config, err) || !choose_batch(t, &config, err) ||
+        !open_train_data(t, (int)t->T, err) || !open_tokenizer(t, err))
         return false;
     int vocab = vocabulary(t);
     if (!source) config = presets_config(o, vocab, NULL);
@@ -341,8 +373,9 @@ bool trainer_open(Trainer *t, const Options *options, Comm *comm, Error *err) {
 
 void trainer_close(Trainer *t) {
     if (t->has_generator) generator_free(&t->generator);
-    device_free(t->tokens, 2 * t->B * t->T * sizeof(int32_t));
-    free(t->host_tokens);
+    device_free(t->tokens, slot_tokens(t) * sizeof(int32_t));
+    device_host_free(t->host_tokens, TRAINER_SLOTS * slot_tokens(t) * sizeof(int32_t));
+    device_host_free(t->host_losses, TRAINER_SLOTS * t->B * t->T * sizeof(float));
     checkpoint_close(&t->checkpoint);
     adamw_free(&t->optimizer);
     data_parallel_close(&t->parallel);
@@ -357,11 +390,29 @@ void trainer_close(Trainer *t) {
 
 bool trainer_load_batch(Trainer *t, int number, Error *err) {
     size_t n = t->B * t->T;
+    int32_t *host = t->host_tokens + (size_t)(number % TRAINER_SLOTS) * slot_tokens(t);
+    device_wait(t->marks[number % TRAINER_SLOTS]);
     uint64_t first = t->progress.samples + ((uint64_t)number * (uint64_t)t->size + (uint64_t)t->rank) * t->B;
-    if (!loader_batch(t->train_loader, first, (int)t->B, t->host_tokens, t->host_tokens + n, err))
-        return false;
-    device_write(t->tokens, t->host_tokens, 2 * n * sizeof(int32_t));
+    if (!loader_batch(t->train_loader, first, (int)t->B, host, host + n, err)) return false;
+    device_write_later(t->tokens, host, slot_tokens(t) * sizeof(int32_t));
     return true;
+}
+
+void trainer_keep_losses(Trainer *t, int number) {
+    int slot = number % TRAINER_SLOTS;
+    size_t n = t->B * t->T;
+    device_read_later(t->host_losses + (size_t)slot * n, gpt2_acts(&t->model, 0).losses, n * sizeof(float));
+    t->marks[slot] = device_mark();
+}
+
+double trainer_loss_sum(Trainer *t, int number) {
+    int slot = number % TRAINER_SLOTS;
+    size_t n = t->B * t->T;
+    const float *losses = t->host_losses + (size_t)slot * n;
+    double sum = 0;
+    device_wait(t->marks[slot]);
+    for (size_t i = 0; i < n; i++) sum += (double)losses[i];
+    return sum;
 }
 
 bool trainer_evaluate(Trainer *t, double *loss, Error *err) {

@@ -28,6 +28,9 @@ typedef struct {
     Outlier loss, norm;
 } TrainerProgress;
 
+/* Batches that the host may be ahead of the device. */
+enum { TRAINER_SLOTS = 2 };
+
 typedef struct {
     const Options *options;
     Comm *comm;
@@ -41,9 +44,11 @@ typedef struct {
     Generator generator;
     bool has_generator;
     size_t B, T;
-    int micro_batches;         /* of one step, on each rank */
-    int32_t *host_tokens;      /* inputs and targets of one batch, (2,B,T) */
-    int32_t *tokens, *targets; /* the same on the device */
+    int micro_batches;    /* of one step, on each rank */
+    int32_t *host_tokens; /* inputs and targets of the last batches, (TRAINER_SLOTS,2,B,T), */
+    float *host_losses;   /* and their losses (TRAINER_SLOTS,B,T): batch i has slot i % TRAINER_SLOTS, */
+    uint64_t marks[TRAINER_SLOTS]; /* which is free, and whose losses are there, when this is done */
+    int32_t *tokens, *targets;     /* those of the batch at work, on the device */
     TrainerProgress progress;
     char staging[FILE_PATH_BYTES];
     Checkpoint checkpoint; /* of the run folder; without one it does nothing */
@@ -64,8 +69,12 @@ typedef struct {
 bool trainer_open(Trainer *t, const Options *options, Comm *comm, Error *err);
 void trainer_close(Trainer *t);
 
-/* This rank's batch of training sequences, the `number`-th of the step, onto the device. */
+/* This rank's batch of training sequences, the `number`-th of the step, onto the device; waits for none of the work
+ * launched for the batch before it. */
 bool trainer_load_batch(Trainer *t, int number, Error *err);
+/* After gpt2_loss on batch `number`: its losses are on their way to the host. Their sum; waits for them. */
+void trainer_keep_losses(Trainer *t, int number);
+double trainer_loss_sum(Trainer *t, int number);
 
 /* Tokens of one step, on all ranks. */
 uint64_t trainer_step_tokens(const Trainer *t);
