@@ -146,7 +146,8 @@ CUDA_OUT := $(BUILD)/cuda-$(PRECISION)$(ARCH:%=-%)
 CUDA_DEF := $(if $(filter bf16,$(PRECISION)),-DFLOATX_BF16,$(if $(filter-out fp32,$(PRECISION)),$(error PRECISION=$(PRECISION): bf16 or fp32)))
 CUDA_SRC := $(filter-out llmc/cpu/%,$(LIB_SRC))
 CUDA_OBJ := $(CUDA_SRC:%.c=$(CUDA_OUT)/%.o) $(CUDA_OUT)/train_gpt2.cu.o
-NVFLAGS   = -std=c++17 -O3 --threads 0 $(GENCODE) -Illmc -Idev/test -Idev/bench $(CUDA_DEF) -Werror all-warnings -Xptxas -v,-warn-spills,-Werror \
+, := ,
+NVFLAGS   = -std=c++17 -O3 --threads 0 $(GENCODE) -Illmc -Idev/test -Idev/bench $(CUDA_DEF) $(if $(filter 0,$(WERROR)),-Xptxas -v$(,)-warn-spills,-Werror all-warnings -Xptxas -v$(,)-warn-spills$(,)-Werror) \
             -Xcompiler -Wall,-Wextra,-Wshadow,-g $(if $(filter 0,$(WERROR)),,-Xcompiler -Werror) -compress-mode=size \
             $(CUBLASLT_CFLAGS) $(NVFLAGS_EXTRA)
 CUDA_LIBS = $(CUBLASLT_LIBS) $(NCCL_LIBS) $(CUDART) -lstdc++

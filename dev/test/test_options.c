@@ -28,7 +28,7 @@ static bool parse(const char *line) {
 }
 
 static void test_forms(void) {
-    TEST_CHECK(parse("") && options.command == COMMAND_TRAIN && options.batch_size == 4, "%s", err.text);
+    TEST_CHECK(parse("") && options.command == COMMAND_TRAIN && options.batch_size == 0, "%s", err.text);
     TEST_CHECK(options.learning_rate == 6e-4 && !strcmp(options.schedule, "cosine") && !options.quiet,
                "defaults");
     TEST_CHECK(!strcmp(options.preset, "") && options.seed == 1337 && options.total_batch == 0, "defaults");
@@ -63,15 +63,15 @@ static void test_errors(void) {
         const char *line, *message;
     } cases[] = {
         {"--bath-size 3", "unknown flag --bath-size (did you mean --batch-size?)"},
-        {"--batch-size 0", "--batch-size: '0' must be 1 to 65536 sequences"},
-        {"-b 70000", "--batch-size: '70000' must be 1 to 65536 sequences"},
-        {"-b 2.5", "--batch-size: '2.5' must be a whole number, 1 to 65536 sequences"},
-        {"-b four", "--batch-size: 'four' must be a number, 1 to 65536 sequences"},
-        {"-b 0x10", "--batch-size: '0x10' must be a number, 1 to 65536 sequences"},
-        {"--batch-size=", "--batch-size: '' must be a number, 1 to 65536 sequences"},
-        {"-b 99999999999999999999", "--batch-size: '99999999999999999999' must be 1 to 65536 sequences"},
-        {"--batch-size", "--batch-size: needs a value, 1 to 65536 sequences"},
-        {"--batch-size --steps 3", "--batch-size: needs a value, 1 to 65536 sequences"},
+        {"--batch-size=-1", "--batch-size: '-1' must be 0 to 65536 sequences"},
+        {"-b 70000", "--batch-size: '70000' must be 0 to 65536 sequences"},
+        {"-b 2.5", "--batch-size: '2.5' must be a whole number, 0 to 65536 sequences"},
+        {"-b four", "--batch-size: 'four' must be a number, 0 to 65536 sequences"},
+        {"-b 0x10", "--batch-size: '0x10' must be a number, 0 to 65536 sequences"},
+        {"--batch-size=", "--batch-size: '' must be a number, 0 to 65536 sequences"},
+        {"-b 99999999999999999999", "--batch-size: '99999999999999999999' must be 0 to 65536 sequences"},
+        {"--batch-size", "--batch-size: needs a value, 0 to 65536 sequences"},
+        {"--batch-size --steps 3", "--batch-size: needs a value, 0 to 65536 sequences"},
         {"--learning-rate nan", "--learning-rate: 'nan' must be a number, 0 to 1000"},
         {"--beta1 1", "--beta1: '1' must be 0 to 0.999999999"},
         {"--lr 3", "unknown flag --lr (did you mean --learning-rate?)"},

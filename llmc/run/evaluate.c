@@ -57,7 +57,7 @@ bool evaluate_run(const Options *o, Error *err) {
     enum { HELLASWAG_ROWS = 4 };
     if (!*o->val_data && !*o->hellaswag)
         return error_set(err, "nothing to evaluate on (give --val-data, --hellaswag, or both)");
-    size_t T = (size_t)o->sequence, B = (size_t)o->batch_size;
+    size_t T = (size_t)o->sequence, B = o->batch_size ? (size_t)o->batch_size : HELLASWAG_ROWS;
     Trained t;
     if (!trained_open(&t, o, *o->hellaswag && B < HELLASWAG_ROWS ? HELLASWAG_ROWS : B, T, err)) return false;
     t.model.B = B;

@@ -325,8 +325,10 @@ static bool open_all(Trainer *t, ModelSource *source, Error *err) {
     log_info("model       %d layers, %d heads, %d channels, context %d, vocabulary %d: %.2f M parameters",
              config.layers, config.heads, config.channels, config.context, config.vocab,
              1e-6 * (double)gpt2_param_count(&config));
-    log_info("batch       %zu x %zu tokens on each of %d rank%s, %d a step: %llu tokens", t->B, t->T, t->size,
-             t->size == 1 ? "" : "s", t->micro_batches, (unsigned long long)trainer_step_tokens(t));
+    log_info("batch       %zu x %zu tokens on each of %d rank%s, %d a step: %llu tokens; %zu rows of logits "
+             "at once",
+             t->B, t->T, t->size, t->size == 1 ? "" : "s", t->micro_batches,
+             (unsigned long long)trainer_step_tokens(t), t->head_rows);
     if (!check_memory(t, &config, err) || !allocate(t, &config, err) || !open_validation_data(t, err))
         return false;
     t->progress.val_loss = NAN;
