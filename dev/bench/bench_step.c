@@ -22,8 +22,7 @@ int main(int argc, char **argv) {
     int B = atoi(bench_option(argc, argv, "--B", "4")), T = atoi(bench_option(argc, argv, "--T", "256"));
     int steps = atoi(bench_option(argc, argv, "--steps", "10")),
         layers = atoi(bench_option(argc, argv, "--layers", "12")),
-        batches = atoi(bench_option(argc, argv, "--accumulate", "1")),
-        head_rows = atoi(bench_option(argc, argv, "--head-rows", "0"));
+        batches = atoi(bench_option(argc, argv, "--accumulate", "1"));
     Precision precision =
         !strcmp(bench_option(argc, argv, "--precision", "fp32"), "bf16") ? PRECISION_BF16 : PRECISION_FP32;
     GPT2Config config = {.context = 1024,

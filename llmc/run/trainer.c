@@ -145,10 +145,11 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
              1e-9 * needed, 1e-9 * (double)params, 1e-9 * (double)params, 1e-9 * optimizer,
              1e-9 * (double)(model - 2 * params), 1e-9 * available);
     if (available == 0 || needed < available) return true;
-    return error_set(err,
-                     "training needs %.2f GB of memory, %.2f GB is free (lower --batch-size=%zu, --sequence=%zu or "
-                     "--head-rows=%zu, give --recompute=yes, or take a smaller model)",
-                     1e-9 * needed, 1e-9 * available, t->B, t->T, presets_head_rows(t->options));
+    return error_set(
+        err,
+        "training needs %.2f GB of memory, %.2f GB is free (lower --batch-size=%zu, --sequence=%zu or "
+        "--head-rows=%zu, give --recompute=yes, or take a smaller model)",
+        1e-9 * needed, 1e-9 * available, t->B, t->T, presets_head_rows(t->options));
 }
 
 /* --- saving and resuming --- */
@@ -328,7 +329,7 @@ static bool open_all(Trainer *t, ModelSource *source, Error *err) {
     log_info("batch       %zu x %zu tokens on each of %d rank%s, %d a step: %llu tokens; %zu rows of logits "
              "at once",
              t->B, t->T, t->size, t->size == 1 ? "" : "s", t->micro_batches,
-             (unsigned long long)trainer_step_tokens(t), t->head_rows);
+             (unsigned long long)trainer_step_tokens(t), presets_head_rows(o));
     if (!check_memory(t, &config, err) || !allocate(t, &config, err) || !open_validation_data(t, err))
         return false;
     t->progress.val_loss = NAN;
