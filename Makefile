@@ -175,7 +175,7 @@ $(CUDA_OUT)/%.cu.o: %.cu Makefile
 CUDA_TESTS_fp32 := test_kernels test_decode test_attention test_exact test_cuda_matmul test_cuda_attention
 CUDA_TESTS_bf16 := test_cuda_bf16 test_cuda_matmul test_cuda_attention
 cuda_tests: $(CUDA_TESTS_$(PRECISION):%=$(CUDA_OUT)/test/%)
-cuda_benches: $(addprefix $(CUDA_OUT)/bench/bench_,cuda step decode)
+cuda_benches: $(addprefix $(CUDA_OUT)/bench/bench_,cuda step decode walk)
 $(CUDA_OUT)/dev/test/%.o: CFLAGS += -DTEST_CUDA
 define CUDA_PROGRAM
 	@mkdir -p $(@D)

@@ -270,6 +270,7 @@ int main() {
     check_layernorm(37, 48);
     check_layernorm(131, 771);
     check_layernorm(33, 1032);
+    check_layernorm(9, 2056); /* longer than a block */
     check_classifier(7, 5, 8, 1);
     check_classifier(9, 257, 384, 0.3f);
     check_classifier(3, 4099, 4224, 0);

@@ -10,7 +10,10 @@
 #include <float.h>
 
 namespace classifier_kernels {
-enum { THREADS_MAX = 1024 };
+enum {
+    THREADS_MAX = 512, /* so that while the threads of one row wait for one another, those of others work */
+    AT_ONCE = 2,       /* loads of a thread on the way together */
+};
 
 __device__ inline float exp_of(float x) {
     return exp2_fast(x * 1.44269504f);
@@ -26,19 +29,25 @@ struct Softmax {
     float max, sum;
 };
 template <int N> __device__ inline Softmax row_part(const floatX *x, size_t V) {
+    const size_t step = blockDim.x * N;
     Softmax part = {-FLT_MAX, 0};
-    for (size_t at = threadIdx.x * N; at < V; at += blockDim.x * N) {
-        Packed<float, N> v = load_floats<N>(x + at);
-        int n = inside<N>(at, V);
-        float most = part.max;
+    for (size_t at = threadIdx.x * N; at < V; at += AT_ONCE * step) {
+        Packed<floatX, N> v[AT_ONCE] = {};
+        float most = part.max, sum = 0;
 #pragma unroll
-        for (int i = 0; i < N; i++)
-            if (i < n) most = fmaxf(most, v[i]);
-        float sum = part.sum * exp_of(part.max - most);
+        for (int k = 0; k < AT_ONCE; k++)
+            if (at + (size_t)k * step < V) v[k] = load<N>(x + at + (size_t)k * step);
 #pragma unroll
-        for (int i = 0; i < N; i++)
-            if (i < n) sum += exp_of(v[i] - most);
-        part = {most, sum};
+        for (int k = 0; k < AT_ONCE; k++)
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                if (i < inside<N>(at + (size_t)k * step, V)) most = fmaxf(most, to_float(v[k][i]));
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++)
+#pragma unroll
+            for (int i = 0; i < N; i++)
+                if (i < inside<N>(at + (size_t)k * step, V)) sum += exp_of(to_float(v[k][i]) - most);
+        part = {most, fmaf(part.sum, exp_of(part.max - most), sum)};
     }
     return part;
 }
