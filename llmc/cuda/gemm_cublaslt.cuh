@@ -179,16 +179,16 @@ static double time_one(const Plan &p, const Gemm &g, floatX *out, floatX *pre,
     return 1e-3 * best;
 }
 
-/* Replaces the plan's algorithm by the fastest proposal with the same bits. Without memory to try in it stays, and where
- * there is little to gain. */
-static void choose(Plan &p, const Gemm &g, const cublasLtMatmulHeuristicResult_t *results, int count) {
+/* Replaces the plan's algorithm by the fastest proposal with the same bits; false: none of them runs. Without memory to
+ * try in it stays, and where there is little to gain. */
+static bool choose(Plan &p, const Gemm &g, const cublasLtMatmulHeuristicResult_t *results, int count) {
     size_t n = g.rows * g.cols, bytes = (n * sizeof(floatX) + 255) / 256 * 256;
     bool writes_pre = g.epilogue == EPILOGUE_GELU;
     char *memory = NULL;
-    if (count < 2 || n < OUTPUTS_MIN) return;
+    if (count < 2 || n < OUTPUTS_MIN) return true;
     if (cudaMalloc((void **)&memory, (writes_pre ? 4 : 2) * bytes + 256) != cudaSuccess) {
         cudaGetLastError(); /* so that no launch is blamed for it */
-        return;
+        return true;
     }
     floatX *out[2] = {(floatX *)memory, (floatX *)(memory + bytes)};
     floatX *pre[2] = {g.pre, g.pre}; /* EPILOGUE_DGELU only reads it */
@@ -215,6 +215,7 @@ static void choose(Plan &p, const Gemm &g, const cublasLtMatmulHeuristicResult_t
     GPU_CHECK(cudaEventDestroy(from));
     GPU_CHECK(cudaEventDestroy(to));
     GPU_CHECK(cudaFree(memory));
+    return best >= 0;
 }
 
 /* Elsewhere cuBLASLt leaves GELU to a second kernel, which is slower than ours. */
@@ -241,7 +242,7 @@ static const Plan &plan_of(const Gemm &g) {
                  s.rows, s.cols, s.inner);
     if (p.possible) {
         p.algorithm = results[0].algo;
-        choose(p, g, results, count);
+        p.possible = choose(p, g, results, count);
     }
     plans.push_back(p);
     return plans.back();
