@@ -201,7 +201,8 @@ typedef struct {
     size_t *offsets; /* (size + 1) of the size that is measured */
     bool has_wires;  /* the topology has addresses */
     Wires wires;
-    bool is_exact; /* type exact; float is the last peer */
+    bool is_exact;          /* type exact; float is the last peer */
+    float float_wire_bytes; /* of that peer, as Result.wire_bytes */
     ExactAllReduce exact;
     PeerMpi *mpi;    /* NULL: no comparison */
     PeerOwn own;     /* after those of mpi */
@@ -318,7 +319,7 @@ static double measure_peer(Bench *b, int p, size_t count, Error *err) {
 
 static bool measure(Bench *b, Result *r, Error *err) {
     int n = b->options->iterations, peers = peer_count(b);
-    float wire = 0;
+    float wire[2] = {0}; /* ours, and that of float */
     WireBytes before, after;
     memset(b->data, 0, r->bytes);
     for (int i = -b->options->warmup; i < n; i++) {
@@ -331,22 +332,27 @@ static bool measure(Bench *b, Result *r, Error *err) {
         if (!count_wires(b, &after, err)) return false;
         if (i >= 0) {
             b->times[i] = (float)(1e6 * took);
-            wire += (float)wire_bytes_most(&b->wires, &before, &after) / (float)n;
+            wire[0] += (float)wire_bytes_most(&b->wires, &before, &after) / (float)n;
         }
         for (int p = 0; p < peers; p++) {
+            bool is_float = b->is_exact && p == peers - 1;
+            if (is_float && !count_wires(b, &before, err)) return false;
             double seconds = measure_peer(b, p, r->count, err);
-            if (seconds < 0) return false;
-            if (i >= 0) b->times[(p + 1) * n + i] = (float)(1e6 * seconds);
+            if (seconds < 0 || (is_float && !count_wires(b, &after, err))) return false;
+            if (i < 0) continue;
+            b->times[(p + 1) * n + i] = (float)(1e6 * seconds);
+            if (is_float) wire[1] += (float)wire_bytes_most(&b->wires, &before, &after) / (float)n;
         }
     }
     size_t total = (size_t)n * (size_t)(1 + peers);
     if (!comm_wait(b->comm, comm_all_reduce(b->comm, b->times, total, COMM_FP32, COMM_MAX), err))
         return false;
-    if (!comm_wait(b->comm, comm_all_reduce(b->comm, &wire, 1, COMM_FP32, COMM_MAX), err)) return false;
+    if (!comm_wait(b->comm, comm_all_reduce(b->comm, wire, 2, COMM_FP32, COMM_MAX), err)) return false;
     memcpy(b->in_order, b->times, (size_t)n * sizeof *b->times);
     r->median_us = median(b->times, n);
     r->min_us = (double)b->times[0];
-    r->wire_bytes = (double)wire;
+    r->wire_bytes = (double)wire[0];
+    b->float_wire_bytes = wire[1];
     double size = b->size, factor = b->collective == ALL_REDUCE  ? 2 * (size - 1) / size
                                     : b->collective == BROADCAST ? 1
                                                                  : (size - 1) / size;
@@ -400,6 +406,7 @@ static void show_json_peers(const Bench *b, const Result *r, bool mpi, JsonWrite
         json_double(w, "median_us", us);
         json_double(w, "min_us", (double)times[0]);
         json_double(w, "ratio", us / r->median_us);
+        if (!mpi && i == b->own.count) json_double(w, "wire_bytes", (double)b->float_wire_bytes);
         json_object_end(w);
     }
     json_array_end(w);

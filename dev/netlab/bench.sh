@@ -6,7 +6,8 @@
 #   make benches && sudo dev/netlab/bench.sh [--short] [SCENARIO...]
 #
 #   2x2x2 4x2 3x3x3   speed of large sums                          down      a wire is cut while it runs
-#   latency           16 KiB                                       chooser   the choice among algorithms, by size and shape
+#   latency           16 KiB                                       exact     --reduce exact against sums of floats
+#   chooser           the choice among algorithms, 1 KiB to 64 MiB on 2x2x2, 4x2 and a ring of 8
 #
 # All of them: ~15 minutes; --short: fewer iterations, the choice up to 1 MiB only, ~6 minutes.
 # BENCH=build/bench/bench_comm   the program; ITERATIONS=7; BACKEND=torus
@@ -68,20 +69,29 @@ scenario_latency() {
     lab 2x2x2 100mbit
     run latency -b 16K -n 300 -w 20 --compare-mpi=all
 }
-# Around an axis as a whole, large ones take minutes and are out of the question: they are left out.
+scenario_exact() {
+    lab 2x2x2 100mbit
+    run exact -b 16M -n "$iterations" -w 1 --type=exact
+}
+# Around an axis as a whole, large ones take minutes and are out of the question: they are left out. Around one axis in
+# pieces is the same as whole.
 scenario_chooser() {
-    local shape
+    local shape all
     for shape in 2x2x2 4x2 8; do
         lab $shape 100mbit
-        run chooser-$shape -b 1K -e 64K -f 4 -n 100 -w 5 --compare-algorithms=whole,split,rings
-        run chooser-$shape -b 256K -e 1M -f 4 -n 11 -w 1 --compare-algorithms=whole,split,rings
-        [ "$short" ] || run chooser-$shape -b 4M -e 64M -f 4 -n 2 -w 0 --compare-algorithms=split,rings
+        all=whole,split,rings
+        [ $shape != 8 ] || all=whole,rings
+        run chooser-$shape -b 1K -e 128K -f 2 -n 60 -w 5 --compare-algorithms=$all
+        run chooser-$shape -b 24K -n 60 -w 5 --compare-algorithms=$all
+        run chooser-$shape -b 48K -n 60 -w 5 --compare-algorithms=$all
+        run chooser-$shape -b 256K -e 1M -n 5 -w 1 --compare-algorithms=$all
+        [ "$short" ] || run chooser-$shape -b 4M -e 64M -f 4 -n 1 -w 0 --compare-algorithms=${all#whole,}
     done
 }
 
 echo "# $(uname -sr), $(nproc) CPUs, $(mpirun --version | head -n 1), $($bench --help | head -n 1 | cut -d: -f1)," \
     "$(git describe --always --dirty 2>/dev/null || echo unknown version)"
-[ $# -gt 0 ] || set -- 2x2x2 4x2 3x3x3 down latency chooser
+[ $# -gt 0 ] || set -- 2x2x2 4x2 3x3x3 down latency exact chooser
 for scenario in "$@"; do
     declare -F "scenario_$scenario" >/dev/null || {
         echo "bench.sh: no scenario $scenario" >&2

@@ -133,6 +133,11 @@ burst_text() {
     esac
 }
 
+# What a message costs in a lab, whose hosts share the processors of this machine.
+message_text() {
+    echo "$((20 * hosts / $(nproc)))us"
+}
+
 # Coordinates of host $1 into c.
 coordinates() {
     local rest=$1 d
@@ -191,7 +196,7 @@ up_torus() {
     for ((a = 0; a < ${#dims[@]}; a++)); do
         topology+="\naxis ${axes[a]} $(rate_text "$rate") 50us"
     done
-    topology+="\nburst $(burst_text)"
+    topology+="\nburst $(burst_text)\nmessage $(message_text)"
     for ((i = 0; i < hosts; i++)); do
         for ((a = 0; a < ${#dims[@]}; a++)); do
             coordinates "$i"
@@ -261,7 +266,7 @@ up_clos() {
         *gbit) half=${half}mbit ;;
         esac
     fi
-    echo -e "torus $hosts wrap 1\naxis x $(rate_text "$half") 50us\nburst $(burst_text)" >"$state/topology"
+    echo -e "torus $hosts wrap 1\naxis x $(rate_text "$half") 50us\nburst $(burst_text)\nmessage $(message_text)" >"$state/topology"
     for ((i = 0; i < hosts; i++)); do
         ip -n "$lab-switch" link add "s$i" mtu "$mtu" type veth peer name uplink mtu "$mtu" netns "$lab$i"
         ip -n "$lab-switch" link set "s$i" master bridge up

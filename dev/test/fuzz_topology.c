@@ -31,7 +31,8 @@ static void topology_check_places(const Topology *t) {
 }
 
 static void topology_check_equal(const Topology *a, const Topology *b) {
-    CHECK(a->axes == b->axes && a->places == b->places && a->burst_bytes == b->burst_bytes);
+    CHECK(a->axes == b->axes && a->places == b->places && a->burst_bytes == b->burst_bytes &&
+          a->message_seconds == b->message_seconds);
     for (int x = 0; x < a->axes; x++)
         CHECK(a->dim[x] == b->dim[x] && a->wrap[x] == b->wrap[x] && a->known[x] == b->known[x]);
     for (int r = 0; r < a->places; r++) {

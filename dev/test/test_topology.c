@@ -85,6 +85,7 @@ static const char *const example = "# a comment\n"
                                    "link 0,0,0 +x down\n"
                                    "axis x 128GB/s 1us\n"
                                    "burst 40.5KB\n"
+                                   "message 70us\n"
                                    "axis\ty  64GB/s   1.5us\n"
                                    "axis z 100Mbit/s\n"
                                    "link 1,1,0 -x 32GB/s\n"
@@ -119,6 +120,7 @@ static void test_example(void) {
     TEST_CHECK(!strcmp(topology_link(&t, t.rank_at[2], 1, -1)->address, "fe80::1:2"), "address");
     TEST_CHECK(t.known[0] && t.known[1] && t.known[2], "rates were given");
     TEST_CHECK(t.burst_bytes == 40500, "burst %g", t.burst_bytes);
+    TEST_CHECK(t.message_seconds == 70e-6, "message %g", t.message_seconds);
 
     TestPath path = test_path("example.topo");
     TEST_CHECK(topology_write(&t, path.path, &err), "%s", err.text);
@@ -175,6 +177,10 @@ static void test_refused(void) {
         {2, "torus 4\nburst 1001MB\n"},
         {2, "torus 4\nburst 1KB 1KB\n"},
         {3, "torus 4\nburst 1KB\nburst 1KB\n"},
+        {2, "torus 4\nmessage\n"},
+        {2, "torus 4\nmessage 70\n"},
+        {2, "torus 4\nmessage 61s\n"},
+        {3, "torus 4\nmessage 1us\nmessage 1us\n"},
         {2, "torus 4x2\nlink 0 +x down\n"},
         {2, "torus 4x2\nlink 0,0,0 +x down\n"},
         {2, "torus 4x2\nlink 4,0 +x down\n"},

@@ -182,6 +182,7 @@ static void plan_fill_flat(Plan *plan) {
 
 static void plan_fill_links(Plan *plan, const Topology *topology) {
     plan->burst_bytes = topology->burst_bytes;
+    plan->message_seconds = topology->message_seconds;
     memcpy(plan->rank_at, topology->rank_at, (size_t)plan->size * sizeof *plan->rank_at);
     memcpy(plan->place_of, topology->place_of, (size_t)plan->size * sizeof *plan->place_of);
     for (int r = 0; r < plan->size; r++)

@@ -62,6 +62,7 @@ typedef struct {
     double *slow;  /* the same, but 0 where the wire is much slower than its axis */
     double latency_seconds; /* the longest of any wire */
     double burst_bytes;     /* beyond the rate, on every wire */
+    double message_seconds; /* what a message costs; 0: not known */
     int cycles;
     int *cycle_rank, *cycle_index; /* (PLAN_CYCLES_MAX, size) */
     int colours;

@@ -1,9 +1,10 @@
 /* plan_choose.c: how long each algorithm takes, by a model of steps and bytes, and up to which size each is the best.
  *
  * A step costs what the wire and the two systems at its ends need for a message of one byte; further messages that a rank
- * sends in the same step cost a share of that. Then a wire takes its bytes one after another, but for what its shaper
- * lets through at once. The constants are not measured when a group is opened: the same algorithm, and so the same bits,
- * belong to the same topology. `comm_bench --probe` measures the latencies that a topology file gives. */
+ * sends in the same step cost what its processor needs for them, a share of that unless the topology says how much. Then a
+ * wire takes its bytes one after another, but for what its shaper lets through at once. The constants are not measured
+ * when a group is opened: the same algorithm, and so the same bits, belong to the same topology. `comm_bench --probe`
+ * measures the latencies that a topology file gives. */
 #include "comm/plan_internal.h"
 #include <math.h>
 #include <string.h>
@@ -15,18 +16,20 @@
 /* Sizes that are looked at, one after another. */
 #define SIZE_LEAST  64.0
 #define SIZE_MOST   (4.0 * (1 << 20))
-#define SIZE_FACTOR 1.0905077326652577 /* 2 ^ (1/8) */
+#define SIZE_FACTOR 1.0218971486541166 /* 2 ^ (1/32) */
 
 const char *const plan_algorithm_names[PLAN_ALGORITHMS] = {"whole", "split", "rings"};
 
 /* What the predictions are made of, beside the size. */
 typedef struct {
     bool exchanges;
-    int axes, steps[PLAN_AXES_MAX];   /* around an axis, both ways */
-    double bandwidth[PLAN_AXES_MAX];  /* of its slowest wire */
-    int all_steps, messages;          /* of all axes; messages: the most that a rank sends */
-    int ring_steps, ring_messages;    /* of one half */
-    double step_seconds, ring_credit; /* ring_credit: the burst, in seconds of the slowest wire */
+    int axes, steps[PLAN_AXES_MAX];  /* around an axis, both ways */
+    double bandwidth[PLAN_AXES_MAX]; /* of its slowest wire */
+    int all_steps, messages;         /* of all axes; messages: the most that a rank sends */
+    int ring_steps, ring_messages;   /* of one half */
+    int headers;                     /* messages before the rings: one to each neighbour */
+    double step_seconds, message_seconds;
+    double ring_credit; /* the burst, in seconds of the slowest wire */
 } Model;
 
 /* Adds an axis; false: it cannot be gone around. */
@@ -50,6 +53,7 @@ static bool model_axis(const Plan *plan, Model *m, int axis) {
 
 static void model_of(const Plan *plan, Model *m) {
     *m = (Model){.exchanges = true, .step_seconds = plan->latency_seconds + STEP_SECONDS};
+    m->message_seconds = plan->message_seconds > 0 ? plan->message_seconds : MESSAGE_SHARE * m->step_seconds;
     for (int a = 0; a < plan->axes && m->exchanges; a++)
         if (plan->dim[a] > 1) m->exchanges = model_axis(plan, m, a);
     for (int c = 0; c < plan->colours; c++) {
@@ -61,6 +65,8 @@ static void model_of(const Plan *plan, Model *m) {
         }
         m->ring_steps = steps > m->ring_steps ? steps : m->ring_steps;
     }
+    int near[2 * PLAN_AXES_MAX];
+    m->headers = plan_neighbours(plan, 0, near);
     double slowest = INFINITY;
     for (size_t i = 0; i < (size_t)plan->size * (size_t)plan->axes * 2; i++)
         if (plan->bandwidth[i] > 0) slowest = fmin(slowest, plan->bandwidth[i]);
@@ -70,8 +76,8 @@ static void model_of(const Plan *plan, Model *m) {
 static double seconds_of(const Plan *plan, const Model *m, PlanAlgorithm algorithm, double bytes) {
     if (algorithm == PLAN_RINGS) {
         double wire = 2 * bytes * plan->seconds_per_byte * PLAN_HEADER_FACTOR - m->ring_credit;
-        double further = m->ring_messages - m->ring_steps;
-        return 2 * m->step_seconds * (m->ring_steps + MESSAGE_SHARE * further) + fmax(0, wire);
+        double further = 2 * (m->ring_messages - m->ring_steps) + m->headers;
+        return 2 * m->ring_steps * m->step_seconds + further * m->message_seconds + fmax(0, wire);
     }
     if (!m->exchanges) return 1e30;
     double sum = 0, most = 0;
@@ -82,7 +88,7 @@ static double seconds_of(const Plan *plan, const Model *m, PlanAlgorithm algorit
     }
     bool split = algorithm == PLAN_SPLIT;
     double further = (split ? m->axes : 1) * m->messages - m->all_steps;
-    return m->step_seconds * (m->all_steps + MESSAGE_SHARE * further) + (split ? most : sum);
+    return m->all_steps * m->step_seconds + further * m->message_seconds + (split ? most : sum);
 }
 
 double plan_seconds(const Plan *plan, PlanAlgorithm algorithm, double bytes) {

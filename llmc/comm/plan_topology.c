@@ -25,7 +25,8 @@ static bool box_of(const Topology *topology, const int *world, int size, int *lo
 
 bool plan_topology_among(Topology *group, const Topology *topology, const int *world, int size, Error *err) {
     int low[TOPOLOGY_AXES_MAX], count[TOPOLOGY_AXES_MAX], kept[TOPOLOGY_AXES_MAX];
-    *group = (Topology){.places = size, .burst_bytes = topology->burst_bytes};
+    *group = (Topology){
+        .places = size, .burst_bytes = topology->burst_bytes, .message_seconds = topology->message_seconds};
     if (topology->axes > 0 && size > 1 && box_of(topology, world, size, low, count))
         for (int a = 0; a < topology->axes; a++)
             if (count[a] > 1) {

@@ -6,6 +6,7 @@
  *     torus 4x4x4 wrap 111          dims, and for each axis: 1 wrapped, 0 a line (without "wrap": all wrapped)
  *     axis x 128GB/s 1us            bandwidth of its links one way, and latency
  *     burst 40KB                    what a wire takes at once beyond its rate (the bucket of a shaper)
+ *     message 70us                  what each message costs the processors of its two ends
  *     link 0,0,0 +x down            one link of one place: down, which holds both ways,
  *     link 1,2,0 -y 32GB/s          or its own bandwidth and latency, this way only
  *     address 0,0,0 +x 10.0.0.2     the IP address of this place's end of that link (also set by the probe)
@@ -40,6 +41,7 @@ typedef struct {
         [TOPOLOGY_AXES_MAX]; /* were the rates of this axis given? Else every link has 1 GB/s and 20 us */
     int places;              /* product of the dims */
     double burst_bytes;      /* of every wire; 0 unless given */
+    double message_seconds;  /* of every message; 0 unless given */
     int *rank_at, *place_of; /* (places) */
     TopologyLink *links; /* (places, axes, 2): towards + and -; of a wrapped axis of 2 both are the same */
 } Topology;

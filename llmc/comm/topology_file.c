@@ -273,6 +273,12 @@ static bool line_burst(Reader *r) {
     return true;
 }
 
+static bool line_message(Reader *r) {
+    if (r->count != 2) return fail(r, "a message line is 'message 10us'");
+    if (r->t->message_seconds > 0) return fail(r, "a second message line");
+    return read_latency(r, r->words[1], &r->t->message_seconds);
+}
+
 static bool line_link(Reader *r) {
     int place, axis, direction;
     if (r->count != 4 && r->count != 5)
@@ -342,15 +348,17 @@ static bool read_line(Reader *r) {
     static const struct {
         const char *word;
         bool (*read)(Reader *);
-    } kinds[] = {{"torus", line_torus}, {"axis", line_axis},       {"burst", line_burst},
-                 {"link", line_link},   {"address", line_address}, {"rank", line_rank}};
+    } kinds[] = {{"torus", line_torus},     {"axis", line_axis}, {"burst", line_burst},
+                 {"message", line_message}, {"link", line_link}, {"address", line_address},
+                 {"rank", line_rank}};
     char shown[NUMBER_BYTES];
     if (!r->t->places && !is(r->words[0], "torus"))
         return fail(r, "'%s' before the torus line (first comes 'torus 4x4x4 wrap 111')",
                     show(r->words[0], shown));
     for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (is(r->words[0], kinds[i].word)) return kinds[i].read(r);
-    return fail(r, "'%s' is none of torus, axis, burst, link, address, rank", show(r->words[0], shown));
+    return fail(r, "'%s' is none of torus, axis, burst, message, link, address, rank",
+                show(r->words[0], shown));
 }
 
 static bool is_blank(char c) {
@@ -514,6 +522,10 @@ bool topology_write(const Topology *t, const char *path, Error *err) {
     if (t->burst_bytes > 0) {
         format_quantity(rate, size_units, t->burst_bytes);
         put(&w, "burst %s\n", rate);
+    }
+    if (t->message_seconds > 0) {
+        topology_format_latency(latency, t->message_seconds);
+        put(&w, "message %s\n", latency);
     }
     for (int p = 0; p < t->places && w.ok; p++) {
         for (int a = 0; a < t->axes; a++) {
