@@ -22,7 +22,9 @@ BUILD    ?= build
 CC       := $(if $(filter default,$(origin CC)),gcc,$(CC))
 OPT      ?= -O3
 WARN     := -Wall -Wextra -Wpedantic -Wshadow -Wconversion $(if $(filter 0,$(WERROR)),,-Werror)
-CFLAGS   := -std=c11 $(OPT) -g -ffp-contract=off -fopenmp $(WARN) -Illmc -Idev/test -Idev/bench $(CFLAGS_EXTRA)
+# Lines are enough for the backtraces of optimised code; variables would take a third of the time of compiling it.
+DEBUG    := $(if $(filter -O0 -Og,$(OPT)),-g,-g1)
+CFLAGS   := -std=c11 $(OPT) $(DEBUG) -ffp-contract=off -fopenmp $(WARN) -Illmc -Idev/test -Idev/bench $(CFLAGS_EXTRA)
 LDFLAGS  := -fopenmp
 LDLIBS   := -lm
 ifdef SANITIZE
@@ -47,7 +49,9 @@ FLAGS_avx2       := -mavx2 -mfma -mf16c
 FLAGS_avx512     := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512
 FLAGS_avx512bf16 := $(FLAGS_avx512) -mavx512bf16 -mavx512vnni
 CPU_ONCE := llmc/cpu/device.c llmc/cpu/dispatch.c llmc/cpu/blas.c
-CPU_SRC  := $(filter-out $(CPU_ONCE),$(wildcard llmc/cpu/*.c))
+CPU_SRC  := $(addprefix llmc/cpu/,attention.c decode.c gemm.c matmul.c memory_bound.c peak.c)
+# avx512bf16 differs from avx512 in products of bf16 alone; the other kernels are avx512's (dispatch.c).
+SRC_avx512bf16   := $(addprefix llmc/cpu/,attention.c gemm.c matmul.c peak.c)
 ISA_DEFS := $(foreach isa,$(CPU_ISAS),-DHAVE_ISA_$(isa))
 
 # --- optional libraries: found by compiling and linking a few lines ---
@@ -80,7 +84,17 @@ LDLIBS   += $(BLAS_$(BLAS))
 endif
 
 LIB_SRC  := $(wildcard llmc/base/*.c llmc/model/*.c llmc/data/*.c llmc/comm/*.c llmc/ckpt/*.c llmc/run/*.c) $(wildcard $(CPU_ONCE))
-LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o) $(foreach isa,$(CPU_ISAS),$(CPU_SRC:%.c=$(BUILD)/%.$(isa).o))
+ISA_OBJ  := $(foreach isa,$(CPU_ISAS),$(patsubst %.c,$(BUILD)/%.$(isa).o,$(or $(SRC_$(isa)),$(CPU_SRC))))
+# Those that take longest first: the last jobs of a build end together.
+LIB_OBJ  := $(foreach k,gemm attention decode,$(filter $(BUILD)/llmc/cpu/$(k).%,$(ISA_OBJ)))
+LIB_OBJ  += $(filter-out $(LIB_OBJ),$(ISA_OBJ)) $(LIB_SRC:%.c=$(BUILD)/%.o)
+# Code without loops over data: at -O1 it takes half the time to compile.
+COLD_SRC := $(addprefix llmc/base/,error.c file.c json.c log.c machine.c options.c options_show.c) $(wildcard llmc/ckpt/*.c) \
+            $(addprefix llmc/comm/,comm_mpi.c comm_open.c control.c fault.c mpi_start.c probe.c rendezvous.c topology.c \
+                topology_file.c world.c) \
+            $(filter-out $(addprefix llmc/run/,exact_sum.c model_file.c safetensors_write.c tensor_io.c),$(wildcard llmc/run/*.c))
+cold      = $(COLD_SRC:%.c=$(1)/%.o): CFLAGS += $(if $(filter -O3,$(OPT)),-O1)
+$(eval $(call cold,$(BUILD)))
 LIB      := $(BUILD)/libtoroid.a
 TESTS    := $(patsubst dev/test/%.c,$(BUILD)/test/%,$(wildcard dev/test/test_*.c))
 CKPT_LAB := $(addprefix $(BUILD)/ckpt_lab/,driver images $(if $(FUSE_LIBS),write_log))
@@ -131,7 +145,7 @@ $(BUILD)/%.$(1).o: %.c Makefile
 endef
 $(foreach isa,$(CPU_ISAS),$(eval $(call ISA_RULE,$(isa))))
 
-# --- for GPUs: train_gpt2.cu is all of llmc/cuda in one unit; the C files are compiled again where floatX is bf16 ---
+# --- for GPUs: train_gpt2.cu is all of llmc/cuda in one unit ---
 PRECISION ?= bf16
 ARCHS    ?= 80 90 100
 ifdef ARCH
@@ -144,8 +158,11 @@ GENCODE   = $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(filter-out 
             arch=compute_$(a),code=sm_$(a)) -gencode arch=compute_$(NEWEST),code=[sm_$(NEWEST),compute_$(NEWEST)])
 CUDA_OUT := $(BUILD)/cuda-$(PRECISION)$(ARCH:%=-%)
 CUDA_DEF := $(if $(filter bf16,$(PRECISION)),-DFLOATX_BF16,$(if $(filter-out fp32,$(PRECISION)),$(error PRECISION=$(PRECISION): bf16 or fp32)))
-CUDA_SRC := $(filter-out llmc/cpu/%,$(LIB_SRC))
-CUDA_OBJ := $(CUDA_SRC:%.c=$(CUDA_OUT)/%.o) $(CUDA_OUT)/train_gpt2.cu.o
+# The C files that depend on floatX or on NCCL are compiled for the GPU; the others are those of the CPU program.
+CUDA_SRC := $(wildcard llmc/model/*.c llmc/run/*.c) llmc/comm/comm_open.c llmc/comm/comm_nccl.c
+ANY_SRC  := $(filter-out $(CUDA_SRC) llmc/cpu/%,$(LIB_SRC))
+CUDA_OBJ := $(CUDA_OUT)/train_gpt2.cu.o $(CUDA_SRC:%.c=$(CUDA_OUT)/%.o) $(ANY_SRC:%.c=$(BUILD)/%.o)
+$(eval $(call cold,$(CUDA_OUT)))
 , := ,
 NVFLAGS   = -std=c++17 -O3 --threads 0 $(GENCODE) -Illmc -Idev/test -Idev/bench $(CUDA_DEF) $(if $(filter 0,$(WERROR)),-Xptxas -v$(,)-warn-spills,-Werror all-warnings -Xptxas -v$(,)-warn-spills$(,)-Werror) \
             -Xcompiler -Wall,-Wextra,-Wshadow,-g $(if $(filter 0,$(WERROR)),,-Xcompiler -Werror) -compress-mode=size \

@@ -3,18 +3,18 @@
 CXX_SHIM    := $(if $(findstring clang,$(CC)),$(subst clang,clang++,$(CC)),$(subst gcc,g++,$(CC)))
 SHIM_ENGINE := train_gpt2.cu dev/test/cuda_test.cu $(wildcard dev/cuda_shim/*.cpp)
 # -O2 also where -O3 is asked for: emulation is a thousand times slower than a GPU in any case
-CXXFLAGS_SHIM = -std=c++17 $(OPT:-O3=-O2) -g -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas \
+CXXFLAGS_SHIM = -std=c++17 $(OPT:-O3=-O2) $(DEBUG) -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas \
             $(if $(filter 0,$(WERROR)),,-Werror) -Illmc -Idev/test -Idev/cuda_shim $(CFLAGS_EXTRA) \
             $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 DEF_shim-fp32 :=
 DEF_shim-bf16 := -DFLOATX_BF16
-# Where the C files' objects lie: those for fp32 are the CPU program's own.
+# Where the objects of C files that depend on floatX lie: those for fp32 are the CPU program's own.
 OUT_shim-fp32 := $(BUILD)
 OUT_shim-bf16 := $(BUILD)/shim-bf16
 
 # SHIM_RULES PROFILE: objects, library and programs in BUILD/PROFILE.
 define SHIM_RULES
-$(BUILD)/$(1)/libtoroid.a: $(SHIM_ENGINE:%=$(BUILD)/$(1)/%.o) $(CUDA_SRC:%.c=$(OUT_$(1))/%.o)
+$(BUILD)/$(1)/libtoroid.a: $(SHIM_ENGINE:%=$(BUILD)/$(1)/%.o) $(CUDA_SRC:%.c=$(OUT_$(1))/%.o) $(ANY_SRC:%.c=$(BUILD)/%.o)
 	@rm -f $$@
 	@$(AR) rcs $$@ $$^
 $(BUILD)/$(1)/train_gpt2 $(BUILD)/$(1)/test_gpt2: $(BUILD)/$(1)/%: $(OUT_$(1))/%.o $(BUILD)/$(1)/libtoroid.a
@@ -40,6 +40,7 @@ $(BUILD)/$(1)/%.cpp.o: %.cpp dev/cuda_shim/shim.mk
 	@$(CXX_SHIM) $(CXXFLAGS_SHIM) $(DEF_$(1)) -MMD -MP -c -o $$@ $$<
 endef
 $(foreach profile,shim-fp32 shim-bf16,$(eval $(call SHIM_RULES,$(profile))))
+$(eval $(call cold,$(BUILD)/shim-bf16))
 
 # --comm=nccl, with a small NCCL of our own: the files of llmc/comm that depend on it are compiled once more.
 SHIM_NCCL := $(addprefix $(BUILD)/shim-nccl/,llmc/comm/comm_open.o llmc/comm/comm_nccl.o fake_nccl.o)

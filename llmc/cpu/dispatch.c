@@ -51,11 +51,13 @@ static bool has_avx512(void) {
 
 #ifdef HAVE_ISA_avx512bf16
 #define X(name) __typeof__(name) name##_avx512bf16;
-CPU_KERNELS(X)
+CPU_PRODUCTS(X)
 #undef X
 #define X(name) name##_avx512bf16,
-static const CpuKernels kernels_avx512bf16 = {CPU_KERNELS(X)};
+#define Y(name) name##_avx512,
+static const CpuKernels kernels_avx512bf16 = {CPU_PRODUCTS(X) CPU_OTHERS(Y)};
 #undef X
+#undef Y
 static bool has_avx512bf16(void) {
     return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 }
