@@ -230,6 +230,8 @@ rm -rf "$work"/{a,b,one,two,nccl}
 
 # --- attention, decoding ---
 if on_gpu; then
+    measure walk 60 "$bench/bench_walk" --B="$B" --T="$T"
+    while IFS= read -r line; do say "      $line"; done <"$work/walk.all"
     measure attention 60 "$bench/bench_cuda" --runs=20 --T=1024,4096
     [ $has_torch = 0 ] || measure attention-torch 60 python3 dev/bench/bench_attention_torch.py
     if wanted decode; then
