@@ -123,9 +123,8 @@ static std::vector<Work> walk(const Arrays &a, size_t B, size_t T, double batche
          [=] { matmul_forward(a.logits, x[0], p, NULL, NULL, rows, C, Vp); }},
         {"head: classifier", parts, 2 * logits, 0,
          [=] { classifier(a.logits, a.lse, a.tokens, 1e-6f, rows, V, Vp); }},
-        {"head: dx", parts, X * (double)(rows * C) + head + logits, head_flop,
+        {"head: dx and dw", parts, 2 * (X * (double)(rows * C) + logits) + 3 * head, 2 * head_flop,
          [=] { matmul_backward(x[0], g, NULL, a.logits, x[1], p, rows, C, Vp); }},
-        {"head: dw (measured with dx)", parts, X * (double)(rows * C) + 2 * head + logits, head_flop, {}},
         {"down: dGELU", layers, 9 * NC + 4 * CC, 4 * flop, inputs(y[0], x[0], y[1], 4 * C, C)},
         {"down: dw", layers, 5 * NC + 8 * CC, 4 * flop, weights(x[0], y[0], 4 * C, C)},
         {"up: dx", layers, 5 * NC + 4 * CC, 4 * flop, inputs(x[0], y[0], NULL, C, 4 * C)},
@@ -194,11 +193,11 @@ int main(int argc, char **argv) {
     if (runs) arrays = arrays_open(B * T, rows);
     for (const Work &work : walk(arrays, B, T, batches, rows)) {
         double bound = work.times * fmax(work.bytes / bandwidth, work.flop / peak);
-        double took = runs && work.run ? work.times * seconds_of(work.run, runs) : 0;
+        double took = runs ? work.times * seconds_of(work.run, runs) : 0;
         bounds += bound, total += took;
         printf("%-32s %6.0f %9.1f %9.1f %9.2f", work.name, work.times, 1e-6 * work.bytes, 1e-9 * work.flop,
                1e3 * bound);
-        if (runs && work.run)
+        if (runs)
             printf(" %9.2f %5.0f%%\n", 1e3 * took, 100 * bound / took);
         else
             printf("\n");
