@@ -16,8 +16,10 @@
 struct shim_stream {
     std::deque<std::function<void()>> work;
     uint64_t pushed, done;
+    int device;
 };
 struct shim_event {
+    int device;
     shim_stream *stream;
     uint64_t after; /* that many pieces of the stream's work */
     std::chrono::steady_clock::time_point time;
@@ -33,6 +35,11 @@ static int working;                           /* on the work of a stream: then d
 
 static bool is_set(const char *value) {
     return value && *value && *value != '0';
+}
+static thread_local int current; /* the device that this thread uses: 0 in a new one, as with CUDA */
+static int devices() {
+    const char *count = getenv("SHIM_DEVICES");
+    return count && atoi(count) > 0 ? atoi(count) : 1;
 }
 static bool is_async() {
     static const bool yes = is_set(getenv("SHIM_ASYNC"));
@@ -70,6 +77,11 @@ void shim::stream_push(cudaStream_t stream, std::function<void()> work) {
     if (!is_async()) drain(s, s->pushed);
 }
 
+void shim::stream_check(cudaStream_t stream, const char *what) {
+    if (stream && stream->device != current)
+        die("%s: its stream belongs to device %d, and this thread uses %d", what, stream->device, current);
+}
+
 /* --- device --- */
 
 static struct Report {
@@ -98,14 +110,16 @@ cudaError_t cudaGetLastError() {
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = 1;
+    *count = devices();
     return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-    return device ? cudaErrorInvalidValue : cudaSuccess;
+    if (device < 0 || device >= devices()) return cudaErrorInvalidValue;
+    current = device;
+    return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
-    if (device) return cudaErrorInvalidValue;
+    if (device < 0 || device >= devices()) return cudaErrorInvalidValue;
     const char *sms = getenv("SHIM_SMS");
     memset(p, 0, sizeof *p);
     snprintf(p->name, sizeof p->name, "CUDA shim on the CPU");
@@ -234,6 +248,7 @@ cudaError_t cudaMemset(void *p, int value, size_t bytes) {
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
     Locked locked(lock);
     *stream = new shim_stream();
+    (*stream)->device = current;
     streams.push_back(*stream);
     return cudaSuccess;
 }
@@ -265,6 +280,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
     *event = new shim_event();
+    (*event)->device = current;
     return cudaSuccess;
 }
 cudaError_t cudaEventCreate(cudaEvent_t *event) {
@@ -276,6 +292,9 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     Locked locked(lock);
+    shim::stream_check(stream, "cudaEventRecord");
+    if (event->device != (stream ? stream->device : current))
+        shim::die("cudaEventRecord: an event of device %d in a stream of another", event->device);
     event->stream = stream_of(stream);
     shim::stream_push(stream, [=] { event->time = std::chrono::steady_clock::now(); });
     event->after = event->stream->pushed;

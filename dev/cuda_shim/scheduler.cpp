@@ -58,6 +58,7 @@ static const char *barrier_file;
 static int barrier_line;
 static Votes votes, released_votes;
 static void *dyn_memory;
+static size_t dyn_bytes;
 static Fiber *launcher;
 
 /* --- order --- */
@@ -337,6 +338,8 @@ void *shared(const void *site, size_t bytes) {
         all += a.bytes;
     }
     if (all > 48 << 10) die("%zu bytes of static shared memory; 48 KiB are the most", all);
+    if (all + dyn_bytes > (dyn_bytes > UNASKED_BYTES ? (size_t)SHARED_BYTES_MAX : (size_t)48 << 10))
+        die("%zu bytes of static shared memory beside %zu of dynamic: more than a block has", all, dyn_bytes);
     shared_arrays.push_back({site, bytes, shared_new(bytes)});
     return shared_arrays.back().memory;
 }
@@ -376,6 +379,7 @@ static void run_grid(const char *name, dim3 grid, dim3 block, size_t shared_byte
     threads.resize((size_t)block.x * block.y * block.z);
     if (warps.size() * LANES < threads.size()) warps.resize((threads.size() + LANES - 1) / LANES);
     dyn_memory = shared_new(shared_bytes);
+    dyn_bytes = shared_bytes;
     launcher = fiber_current;
     put_in_order(blocks, (size_t)grid.x * grid.y * grid.z);
     for (int i : blocks) {
@@ -402,6 +406,7 @@ void launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes, cudaSt
     if (!grid.x || grid.x > 0x7fffffff || !grid.y || grid.y > 65535 || !grid.z || grid.z > 65535)
         die("%s: a grid of (%u,%u,%u) blocks cannot be launched", name, grid.x, grid.y, grid.z);
     if (shared_bytes > SHARED_BYTES_MAX) die("%s: %zu bytes of shared memory", name, shared_bytes);
+    stream_check(stream, name);
     stream_push(stream, [=] { run_grid(name, grid, block, shared_bytes, body); });
 }
 } // namespace shim

@@ -5,7 +5,7 @@
  * returns. What always holds: a kernel that breaks a rule of the machine stops the program with a line that names the
  * kernel, block, thread and rule: barriers reached in different places or by a part of the block, warp masks that do
  * not name the caller or name lanes that have returned, shuffles from lanes outside the mask, misaligned vectors,
- * launches the hardware would refuse. Shared memory is full of NaN when a block begins, device memory when it is
+ * launches the hardware would refuse, work from a thread that has not selected the stream's device. Shared memory is full of NaN when a block begins, device memory when it is
  * allocated, the target of an asynchronous copy until its thread has waited; shared memory is of exact size, so that
  * AddressSanitizer sees a step outside it.
  *
@@ -15,6 +15,7 @@
  * Environment: SHIM_ORDER=forward|reverse|random[:SEED]  which thread (and block) goes first
  *              SHIM_ASYNC=1   work in a stream is done as late as possible, when somebody waits for it
  *              SHIM_GUARD=1   memory of cudaMalloc is out of the host's reach: who touches it dies of SIGSEGV
+ *              SHIM_DEVICES=N   devices (1), all alike; a thread uses the first until it says otherwise
  *              SHIM_SMS=N     multiprocessors that cudaGetDeviceProperties tells of (4)
  *              SHIM_STATS=1   counts at exit */
 #ifndef SHIM_H
@@ -41,7 +42,13 @@ void shim_order_set(int order, uint64_t seed);
 
 namespace shim {
 
-enum { LANES = 32, THREADS_MAX = 1024, SHARED_BYTES_MAX = 227 << 10, SLOT_BYTES = 64 };
+enum {
+    LANES = 32,
+    THREADS_MAX = 1024,
+    SHARED_BYTES_MAX = 227 << 10,
+    UNASKED_BYTES = 32 << 10 /* as gpu_launch */,
+    SLOT_BYTES = 64
+};
 
 struct Fiber;
 struct WarpOp;
@@ -108,6 +115,8 @@ void copies_dropped(Thread *t); /* the thread has returned */
 
 /* Between the parts of the shim. */
 void stream_push(cudaStream_t stream, std::function<void()> work);
+/* Is it of the device that this thread uses? */
+void stream_check(cudaStream_t stream, const char *what);
 struct Stats {
     uint64_t launches, blocks, threads, switches, warp_ops, barriers;
     uint64_t waits, event_waits; /* of the host: for a stream or a copy; for an event */

@@ -61,7 +61,7 @@ def test_two_like_one(program, name, tolerance, backends):
         check(off(two, one) <= tolerance, f"{name}, {backend}: off by {off(two, one):.2e}: {two}, not {one}")
         two = train(program, 2, f"{name}-{backend}-e", STEPS, f"--comm={backend}", "--reduce=exact")
         check(two == exact and len(two) == STEPS, f"{name}, {backend}, exact: {two}, not {exact}")
-    two = train(program, 2, f"{name}-b", STEPS, f"--comm={backends[0]}", "--reduce=bf16", SHIM_ASYNC="1")
+    two = train(program, 2, f"{name}-b", STEPS, f"--comm={backends[0]}", "--reduce=bf16", SHIM_ASYNC="1", SHIM_DEVICES="2")
     check(off(two, one) <= 2e-2, f"{name}, bf16 sums: off by {off(two, one):.2e}")
 
 

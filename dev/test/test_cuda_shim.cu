@@ -132,6 +132,8 @@ enum Fault {
     COPY_LEFT,
     FUNCTIONS_MEET,
     BLOCK_TOO_LARGE,
+    SHARED_TOO_MUCH,
+    OTHER_DEVICE,
     SHARED_OVERRUN, /* by AddressSanitizer */
 };
 static __global__ void broken_kernel(float *x, Fault fault) {
@@ -169,6 +171,12 @@ static __global__ void broken_kernel(float *x, Fault fault) {
             __ballot_sync(ALL_LANES, 1);
         break;
     case SHARED_OVERRUN: s[i + 1] = 0; break;
+    case SHARED_TOO_MUCH: {
+        SHARED(float, more, [4200]);
+        more[i] = x[i];
+        break;
+    }
+    case OTHER_DEVICE:
     case BLOCK_TOO_LARGE: break;
     }
 }
@@ -192,7 +200,13 @@ static void check_fault(Fault fault, const char *expected) {
         unsigned threads = fault == BLOCK_TOO_LARGE ? 1056 : 64;
         float *x = (float *)aligned_alloc(16, 1024 * sizeof *x);
         memset(x, 0, 1024 * sizeof *x);
-        LAUNCH(broken_kernel, 1, threads, threads * sizeof(float), gpu.stream, x, fault);
+        size_t smem = fault == SHARED_TOO_MUCH ? 32 << 10 : threads * sizeof(float);
+        if (fault == OTHER_DEVICE) {
+            setenv("SHIM_DEVICES", "2", 1);
+            cudaStreamCreateWithFlags(&gpu.stream, cudaStreamNonBlocking);
+            cudaSetDevice(1);
+        }
+        LAUNCH(broken_kernel, 1, threads, smem, gpu.stream, x, fault);
         _exit(0);
     }
     close(ends[1]);
@@ -284,6 +298,8 @@ int main() {
     check_fault(COPY_LEFT, "belong to no group");
     check_fault(FUNCTIONS_MEET, "meets");
     check_fault(BLOCK_TOO_LARGE, "cannot be launched");
+    check_fault(SHARED_TOO_MUCH, "more than a block has");
+    check_fault(OTHER_DEVICE, "belongs to device 0, and this thread uses 1");
     if (has_asan()) check_fault(SHARED_OVERRUN, "AddressSanitizer: heap-buffer-overflow");
     for (int race = NO_RACE; race <= UNWRITTEN; race++) check_race((Race)race);
     return test_end("cuda_shim");
