@@ -320,6 +320,17 @@ def mounted(folder, megabytes):
                                                     capture_output=True).returncode
 
 
+def fill(path):
+    """A file of all that the disk has left."""
+    with open(path, "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                pass
+
+
 def test_full_disk():
     if not mounted("small", 16):
         print("ckpt_train: without root, a full disk is not tried")
@@ -328,21 +339,16 @@ def test_full_disk():
         # Segments are there before the first step: what fills the disk behind them does no harm.
         run = Run("full", 1, "--steps=60", "--checkpoint-every=1", "--staging=small", "--keep=1")
         wait_for(lambda: not run.running() or committed("small") > (0, 0))
-        with open("small/filler", "wb", buffering=0) as file:
-            try:
-                while file.write(bytes(1 << 16)):
-                    pass
-            except OSError:
-                pass
+        fill("small/filler")
         codes, text = run.wait()
         check(codes == [0] and restorable("small")[0][1] == 60, f"a full disk: {codes} {text[-500:]}")
         # A store that takes nothing fills the segments: training goes on; that the last state cannot be saved is an error.
-        # The disk has room for a start's segments and no more.
+        # The disk has room for a start's segments and log of marks, and no more.
         os.remove("small/filler")
         segments = glob.glob("small/seg/*")
         with open("small/filler", "wb", buffering=0) as file:
             space = os.statvfs("small")
-            file.write(bytes(space.f_bavail * space.f_frsize - 3 * os.path.getsize(segments[0])))
+            file.write(bytes(space.f_bavail * space.f_frsize - 3 * os.path.getsize(segments[0]) - (2 << 20)))
         more = ["--staging=small", "--keep=1", "--checkpoint-every=1", "--remote=s3://bucket/run", "--drain-seconds=0"]
         text = train("full", 1, "--steps=90", *more, code=1, env=NOWHERE)
         check(text.count("was not saved") == 1 and "training goes on" in text, f"said once: {text[-900:]}")
@@ -350,6 +356,7 @@ def test_full_disk():
         check(metrics("full")[-1]["step"] == 90, f"trained to its end: {metrics('full')[-1]}")
         newest = restorable("small")[0][1]
         check(newest > 60, f"the newest restorable: {restorable('small')}")
+        fill("small/last")
         text = train("full", 1, "--steps=91", "--staging=small", "--keep=1", "--remote=text.txt", code=1)
         check("cannot be uploaded first" in text and text.count("error: ") == 1, f"no room, no store: {text[-500:]}")
         check(restorable("small")[0][1] == newest, f"no room, no store: {restorable('small')}")

@@ -30,6 +30,18 @@ void ckpt_marks_unlock(CkptIo *io, CkptFile *lock) {
     if (lock) io->body->close_file(io, lock);
 }
 
+void ckpt_marks_prepare(CkptRing *ring) {
+    char manifests[FILE_PATH_BYTES];
+    CkptLog log = {0};
+    CkptFile *lock;
+    Error ignored;
+    if (!file_join(manifests, ring->folder, "manifest", &ignored) ||
+        !ckpt_marks_lock(ring->io, ring->folder, &lock, &ignored))
+        return;
+    if (ckpt_log_open(&log, ring->io, manifests, "marks.log", &ignored)) ckpt_log_close(&log);
+    ckpt_marks_unlock(ring->io, lock);
+}
+
 /* Which marks stay when marks.log is rewritten: pins, and the newest MARKED_MAX checkpoints'; one record of each kind. */
 typedef struct {
     CkptLog log;

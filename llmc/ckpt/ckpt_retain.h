@@ -16,4 +16,7 @@ void ckpt_marks_unlock(CkptIo *io, CkptFile *lock);
 /* In ckpt_ring.c. */
 CkptSegment *ckpt_ring_holder(CkptRing *ring, CkptId id);
 bool ckpt_ring_drop(CkptRing *ring, const CkptRecord *drops, size_t count, Error *err);
+/* marks.log with its blocks, so that what was uploaded can be let go although the disk is full by then; as far as there
+ * is room now. */
+void ckpt_marks_prepare(CkptRing *ring);
 #endif

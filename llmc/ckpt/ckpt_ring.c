@@ -380,6 +380,7 @@ bool ckpt_ring_open(CkptRing *ring, CkptIo *io, const CkptConfig *config, uint64
          io->body->list(io, path_of(ring, "seg"), note_file, ring, err) && measure_segments(ring, err) &&
          settle(ring, err) && preallocate(ring, err) &&
          ckpt_source_open_folder(&ring->source, config->directory, 1, err);
+    if (ok && config->node_first && config->keep_until_uploaded) ckpt_marks_prepare(ring);
     if (!ok) ckpt_ring_close(ring);
     return ok;
 }
