@@ -31,6 +31,7 @@ KINDS = [
     ("masks the window a tile too late", r"return k1 <= q0 && k0 > q1 - window;", "return k1 <= q0 && k0 > q1 - window - 40;"),
     ("skips a tile too early", r"return k0 <= q1 && k1 > q0 - window;", "return k0 <= q0 && k1 > q0 - window;"),
     ("a row too many", r"first \+ row \+ i \* STEP < T\)", "first + row + i * STEP <= T)"),
+    ("follows the maximum of one lane", r"quad_max\(top\[i\]\[r\]\)", "top[i][r]"),
     ("does not scale what it has", r"rows\.sum\[i\]\[r\] \*= factor;", ";"),
 ]
 

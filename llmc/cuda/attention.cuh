@@ -14,28 +14,36 @@ static inline int attention_window(size_t window, size_t T) {
 }
 
 #ifdef FLOATX_BF16
-/* The shapes of the kernels, chosen by registers (two blocks of four warps fill a multiprocessor's) and by reads of shared
- * memory per score, which MT = 2 halves. Two blocks also fit the shared memory of an A100. */
+/* The shapes of the kernels: MT * 16 rows a warp, tiles of BN. MT = 2 halves reads of shared memory per score; three blocks
+ * of the forward, two of the backward's kernels, are what a multiprocessor's registers and an A100's shared memory hold. */
 template <int HS> struct FlashShapes;
 template <> struct FlashShapes<64> {
-    enum { MT = 2, BN = 64, DQ_BN = 64, DKV_BN = 64 };
+    enum { MT = 2, BN = 32, BLOCKS = 3, BACKWARD_BN = 64, BACKWARD_BLOCKS = 2 };
 };
 template <> struct FlashShapes<128> {
-    enum { MT = 1, BN = 64, DQ_BN = 32, DKV_BN = 32 };
+    enum { MT = 1, BN = 32, BLOCKS = 3, BACKWARD_BN = 32, BACKWARD_BLOCKS = 2 };
 };
-
-static FlashArgs flash_args(size_t T, size_t NH, size_t HS, size_t window, int MT) {
+static FlashArgs flash_args(size_t B, size_t T, size_t NH, size_t HS, size_t window, int MT) {
     float scale = 1 / sqrtf((float)HS);
-    int tiles = (int)blocks_for(T, (size_t)(64 * MT));
-    return {(int)T, (int)NH, attention_window(window, T), tiles, tiles * 64 * MT, scale, scale * LOG2_E};
+    size_t heads = B * NH, tiles = blocks_for(T, (size_t)(64 * MT));
+    size_t groups = heads * tiles / (4 * (size_t)gpu.sm_count); /* of more blocks than run at once */
+    return {(int)T,
+            (int)NH,
+            attention_window(window, T),
+            (int)tiles,
+            (int)tiles * 64 * MT,
+            (int)heads,
+            (int)blocks_for(heads, groups ? groups : 1),
+            scale,
+            scale * LOG2_E};
 }
 
 template <int HS>
 static void flash_forward(bf16 *out, float *lse, const bf16 *qkv, size_t B, size_t T, size_t NH,
                           size_t window) {
     typedef FlashShapes<HS> S;
-    FlashArgs args = flash_args(T, NH, HS, window, S::MT);
-    LAUNCH((flash_forward_kernel<HS, S::MT, S::BN, 2>), (unsigned)(B * NH) * (unsigned)args.tiles,
+    FlashArgs args = flash_args(B, T, NH, HS, window, S::MT);
+    LAUNCH((flash_forward_kernel<HS, S::MT, S::BN, S::BLOCKS>), (unsigned)(args.heads * args.tiles),
            FLASH_THREADS, (flash_forward_shared_bytes<HS, S::MT, S::BN>()), gpu.stream, out, lse, qkv, args);
 }
 
@@ -43,14 +51,15 @@ template <int HS>
 static void flash_backward(bf16 *dqkv, const bf16 *dout, const bf16 *out, const float *lse, const bf16 *qkv,
                            size_t B, size_t T, size_t NH, size_t window) {
     typedef FlashShapes<HS> S;
-    FlashArgs args = flash_args(T, NH, HS, window, S::MT);
-    unsigned blocks = (unsigned)(B * NH) * (unsigned)args.tiles;
+    FlashArgs args = flash_args(B, T, NH, HS, window, S::MT);
+    unsigned blocks = (unsigned)(args.heads * args.tiles);
     FlashRow *rows = static_cast<FlashRow *>(
         gpu_scratch(SCRATCH_ATTENTION, B * NH * (size_t)args.rows_padded * sizeof(FlashRow)));
-    LAUNCH((flash_dq_kernel<HS, S::MT, S::DQ_BN, 2>), blocks, FLASH_THREADS,
-           (flash_dq_shared_bytes<HS, S::MT, S::DQ_BN>()), gpu.stream, dqkv, rows, dout, out, lse, qkv, args);
-    LAUNCH((flash_dkv_kernel<HS, S::MT, S::DKV_BN, false, 2>), blocks, FLASH_THREADS,
-           (flash_dkv_shared_bytes<HS, S::MT, S::DKV_BN>()), gpu.stream, dqkv, rows, dout, qkv, args);
+    LAUNCH((flash_dq_kernel<HS, S::MT, S::BACKWARD_BN, S::BACKWARD_BLOCKS>), blocks, FLASH_THREADS,
+           (flash_dq_shared_bytes<HS, S::MT, S::BACKWARD_BN>()), gpu.stream, dqkv, rows, dout, out, lse, qkv,
+           args);
+    LAUNCH((flash_dkv_kernel<HS, S::MT, S::BACKWARD_BN, false, S::BACKWARD_BLOCKS>), blocks, FLASH_THREADS,
+           (flash_dkv_shared_bytes<HS, S::MT, S::BACKWARD_BN>()), gpu.stream, dqkv, rows, dout, qkv, args);
 }
 #endif
 

@@ -23,9 +23,9 @@ __device__ inline void flash_scores(float s[MT][BN / 8][4], const uint32_t q[MT]
 #pragma unroll
             for (int j = 0; j < 4; j++) s[i][n][j] = 0;
 #pragma unroll
-    for (int c = 0; c < HS / 16; c++)
+    for (int n = 0; n < BN / 16; n++)
 #pragma unroll
-        for (int n = 0; n < BN / 16; n++) {
+        for (int c = 0; c < HS / 16; c++) {
             uint32_t b[4];
             operand_b_transposed<HS>(b, k, n * 16, c);
 #pragma unroll
@@ -73,7 +73,7 @@ __device__ inline void flash_follow_max(FlashRows<HS, MT> &rows, const float s[M
             float x = fmaxf(s[i][0][2 * r], s[i][0][2 * r + 1]);
 #pragma unroll
             for (int n = 1; n < BN / 8; n++) x = fmaxf(x, fmaxf(s[i][n][2 * r], s[i][n][2 * r + 1]));
-            top[i][r] = quad_max(x) * scale_log2;
+            top[i][r] = x * scale_log2; /* of this lane's columns */
             rises |= top[i][r] > rows.max[i][r] + RISE;
         }
     if (!__any_sync(ALL_LANES, rises)) return;
@@ -81,7 +81,7 @@ __device__ inline void flash_follow_max(FlashRows<HS, MT> &rows, const float s[M
     for (int i = 0; i < MT; i++)
 #pragma unroll
         for (int r = 0; r < 2; r++) {
-            float max = fmaxf(rows.max[i][r], top[i][r]), factor = exp2_fast(rows.max[i][r] - max);
+            float max = fmaxf(rows.max[i][r], quad_max(top[i][r])), factor = exp2_fast(rows.max[i][r] - max);
             rows.max[i][r] = max;
             rows.sum[i][r] *= factor;
 #pragma unroll
@@ -90,12 +90,12 @@ __device__ inline void flash_follow_max(FlashRows<HS, MT> &rows, const float s[M
 }
 
 /* One tile of keys from k0 on, for the warp's queries from q0 on. */
-template <int HS, int MT, int BN>
+template <int HS, int MT, int BN, bool EDGE>
 __device__ inline void flash_forward_tile(FlashRows<HS, MT> &rows, const uint32_t q[MT][HS / 16][4], bf16 *k,
                                           bf16 *v, int q0, int k0, const FlashArgs &args) {
     float s[MT][BN / 8][4];
     flash_scores<HS, MT, BN>(s, q, k);
-    if (!all_seen(q0, q0 + MT * 16 - 1, k0, k0 + BN - 1, args.window)) {
+    if (EDGE) {
         int row = q0 + lane_id() / 4, key = k0 + lane_id() % 4 * 2;
 #pragma unroll
         for (int i = 0; i < MT; i++)
@@ -129,12 +129,13 @@ template <int HS, int MT, int BN, int BLOCKS>
 __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
     flash_forward_kernel(bf16 *out, float *lse, const bf16 *qkv, FlashArgs args) {
     constexpr int BM = 64 * MT, WM = 16 * MT, TILE = BN * HS;
+    static_assert(BN >= WM, "the first tile that a warp works on holds the own keys of all of its rows");
     DYN_SHARED(bf16, shared);
     bf16 *sq = shared, *sk = sq + BM * HS, *sv = sk + 2 * TILE;
     const FlashHead<HS> head(args);
     const bf16 *q = qkv + head.qkv, *k = q + head.out_stride, *v = k + head.out_stride;
     const int stride = head.qkv_stride;
-    const int q_block = (args.tiles - 1 - (int)(blockIdx.x % (unsigned)args.tiles)) * BM;
+    const int q_block = (args.tiles - 1 - head.rank) * BM;
     const int row0 = warp_id() * WM, q0 = q_block + row0;
     const int last = (min(q_block + BM, args.T) - 1) / BN, first = max(0, q_block - args.window + 1) / BN;
 
@@ -169,8 +170,12 @@ __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
 #pragma unroll
                 for (int c = 0; c < HS / 16; c++) operand_a<HS>(aq[i][c], sq, row0 + i * 16, c);
         }
-        if (any_seen(q0, q0 + WM - 1, tile * BN, tile * BN + BN - 1, args.window))
-            flash_forward_tile<HS, MT, BN>(rows, aq, sk + now * TILE, sv + now * TILE, q0, tile * BN, args);
+        bf16 *tk = sk + now * TILE, *tv = sv + now * TILE;
+        const int k0 = tile * BN, k1 = k0 + BN - 1, q1 = q0 + WM - 1;
+        if (all_seen(q0, q1, k0, k1, args.window))
+            flash_forward_tile<HS, MT, BN, false>(rows, aq, tk, tv, q0, k0, args);
+        else if (any_seen(q0, q1, k0, k1, args.window))
+            flash_forward_tile<HS, MT, BN, true>(rows, aq, tk, tv, q0, k0, args);
     }
 
 #pragma unroll

@@ -6,7 +6,8 @@
  *   P = exp(scale q kT - lse)      dP = dout vT      dS = P * (dP - delta)      delta = row sums of dout * out
  *   dq = scale dS k                dv = PT dout      dk = scale dST q
  * The kernel for keys computes everything transposed: its scores are keys by queries, and are in the registers already
- * where the products that follow want their operand. Both work on 16 columns of scores at a time. */
+ * where the products that follow want their operand. Both work on 16 columns of scores at a time; where registers allow,
+ * the products of the next 16 stand before the exponentials of these, so that neither waits for the other. */
 #ifndef LLMC_ATTENTION_FLASH_BACKWARD_CUH
 #define LLMC_ATTENTION_FLASH_BACKWARD_CUH
 #include "cuda/attention_tile.cuh"
@@ -35,31 +36,25 @@ template <int HS, int MT, bool HELD> struct FlashOperands {
     }
 };
 
-/* s (MT*16,16) = x times the transpose of rows n0 .. n0+15 of y; the same p of z and w. */
-template <int HS, int MT, class X, class Z>
-__device__ inline void flash_two_products(float s[MT][2][4], float p[MT][2][4], const X &x, bf16 *y,
-                                          const Z &z, bf16 *w, int n0) {
+/* s (MT*16,16) = x times the transpose of rows n0 .. n0+15 of the tile. */
+template <int HS, int MT, class X>
+__device__ inline void flash_product(float s[MT][2][4], const X &x, bf16 *tile, int n0) {
 #pragma unroll
     for (int i = 0; i < MT; i++)
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
-            for (int j = 0; j < 4; j++) s[i][n][j] = p[i][n][j] = 0;
+            for (int j = 0; j < 4; j++) s[i][n][j] = 0;
 #pragma unroll
     for (int c = 0; c < HS / 16; c++) {
-        uint32_t b[4], d[4];
-        operand_b_transposed<HS>(b, y, n0, c);
-        operand_b_transposed<HS>(d, w, n0, c);
+        uint32_t b[4];
+        operand_b_transposed<HS>(b, tile, n0, c);
 #pragma unroll
         for (int i = 0; i < MT; i++) {
-            uint32_t ax[4], az[4];
-            x.get(ax, i, c);
-            z.get(az, i, c);
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                mma_m16n8k16(s[i][n], ax, b + 2 * n);
-                mma_m16n8k16(p[i][n], az, d + 2 * n);
-            }
+            uint32_t a[4];
+            x.get(a, i, c);
+            mma_m16n8k16(s[i][0], a, b);
+            mma_m16n8k16(s[i][1], a, b + 2);
         }
     }
 }
@@ -118,41 +113,59 @@ __device__ inline void flash_rows(FlashRow *rows, FlashRow *shared, const bf16 *
     }
 }
 
-/* What one tile of keys from k0 on adds to dq of the warp's queries from q0 on. */
+/* dS of 16 columns as operands, from the scores s and dP; EDGE: some of it is not seen. */
+template <int MT, bool EDGE>
+__device__ inline void flash_dq_scores(uint32_t ds[MT][4], float s[MT][2][4], const float p[MT][2][4],
+                                       const FlashRow rows[MT][2], int q0, int k0, const FlashArgs &args) {
+    const int query = q0 + lane_id() / 4, key = k0 + lane_id() % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < MT; i++) {
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                float e = exp2_fast(fmaf(s[i][n][j], args.scale_log2, -rows[i][j / 2].lse2));
+                if (EDGE && !is_seen(query + i * 16 + j / 2 * 8, key + n * 8 + j % 2, args.window)) e = 0;
+                s[i][n][j] = e * (p[i][n][j] - rows[i][j / 2].delta);
+            }
+        operand_from_results(ds[i], s[i][0], s[i][1]);
+    }
+}
+
+/* What one tile of keys from k0 on, all of which is seen, adds to dq of the warp's queries from q0 on. */
 template <int HS, int MT, int BN, class Q>
 __device__ inline void flash_dq_tile(float dq[MT][HS / 8][4], const Q &q, const Q &g, bf16 *k, bf16 *v,
                                      const FlashRow rows[MT][2], int q0, int k0, const FlashArgs &args) {
-    const bool edge = !all_seen(q0, q0 + MT * 16 - 1, k0, k0 + BN - 1, args.window);
+#pragma unroll 1
+    for (int c = 0; c < BN; c += 32) {
+        float s[2][MT][2][4], p[2][MT][2][4];
+        uint32_t ds[MT][4];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            flash_product<HS, MT>(s[i], q, k, c + i * 16);
+            flash_product<HS, MT>(p[i], g, v, c + i * 16);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            flash_dq_scores<MT, false>(ds, s[i], p[i], rows, q0, k0 + c + i * 16, args);
+            flash_add_product<HS, MT>(dq, ds, k, c + i * 16);
+        }
+    }
+}
+/* The same where some of the tile is not seen. */
+template <int HS, int MT, int BN, class Q>
+__device__ inline void flash_dq_edge(float dq[MT][HS / 8][4], const Q &q, const Q &g, bf16 *k, bf16 *v,
+                                     const FlashRow rows[MT][2], int q0, int k0, const FlashArgs &args) {
 #pragma unroll 1
     for (int c = 0; c < BN / 16; c++) {
-        int key = k0 + c * 16, row = q0 + lane_id() / 4;
-        if (edge && !any_seen(q0, q0 + MT * 16 - 1, key, key + 15, args.window)) continue;
+        const int key = k0 + c * 16;
+        if (!any_seen(q0, q0 + MT * 16 - 1, key, key + 15, args.window)) continue;
         float s[MT][2][4], p[MT][2][4];
-        uint32_t a[MT][4];
-        flash_two_products<HS, MT>(s, p, q, k, g, v, c * 16);
-        if (edge) {
-            key += lane_id() % 4 * 2;
-#pragma unroll
-            for (int i = 0; i < MT; i++)
-#pragma unroll
-                for (int n = 0; n < 2; n++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++)
-                        if (!is_seen(row + i * 16 + j / 2 * 8, key + n * 8 + j % 2, args.window))
-                            s[i][n][j] = -INFINITY;
-        }
-#pragma unroll
-        for (int i = 0; i < MT; i++) {
-#pragma unroll
-            for (int n = 0; n < 2; n++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    float e = exp2_fast(fmaf(s[i][n][j], args.scale_log2, -rows[i][j / 2].lse2));
-                    s[i][n][j] = e * (p[i][n][j] - rows[i][j / 2].delta);
-                }
-            operand_from_results(a[i], s[i][0], s[i][1]);
-        }
-        flash_add_product<HS, MT>(dq, a, k, c * 16);
+        uint32_t ds[MT][4];
+        flash_product<HS, MT>(s, q, k, c * 16);
+        flash_product<HS, MT>(p, g, v, c * 16);
+        flash_dq_scores<MT, true>(ds, s, p, rows, q0, key, args);
+        flash_add_product<HS, MT>(dq, ds, k, c * 16);
     }
 }
 
@@ -171,7 +184,7 @@ __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
     FlashRow *shared_rows = reinterpret_cast<FlashRow *>(sv + 2 * TILE) + warp_id() * WM;
     const FlashHead<HS> head(args);
     const int stride = head.qkv_stride;
-    const int q_block = (args.tiles - 1 - (int)(blockIdx.x % (unsigned)args.tiles)) * BM;
+    const int q_block = (args.tiles - 1 - head.rank) * BM;
     const int row0 = warp_id() * WM, q0 = q_block + row0;
     const int last = (min(q_block + BM, args.T) - 1) / BN, first = max(0, q_block - args.window + 1) / BN;
 
@@ -205,7 +218,10 @@ __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
         }
         if (tile == last) aq.open(sq, row0), ag.open(sg, row0);
         bf16 *tk = sk + now * TILE, *tv = sv + now * TILE;
-        flash_dq_tile<HS, MT, BN>(dq, aq, ag, tk, tv, row, q0, tile * BN, args);
+        if (all_seen(q0, q0 + WM - 1, tile * BN, tile * BN + BN - 1, args.window))
+            flash_dq_tile<HS, MT, BN>(dq, aq, ag, tk, tv, row, q0, tile * BN, args);
+        else
+            flash_dq_edge<HS, MT, BN>(dq, aq, ag, tk, tv, row, q0, tile * BN, args);
     }
 #pragma unroll
     for (int i = 0; i < MT; i++)
@@ -228,44 +244,46 @@ __device__ inline void flash_dkv_tile(float dk[MT][HS / 8][4], float dv[MT][HS /
     const bool edge = !all_seen(q0, q0 + BN - 1, k0, k0 + MT * 16 - 1, args.window);
 #pragma unroll 1
     for (int c = 0; c < BN / 16; c++) {
-        int query = q0 + c * 16, row = k0 + lane_id() / 4;
-        if (edge && !any_seen(query, query + 15, k0, k0 + MT * 16 - 1, args.window)) continue;
-        float s[MT][2][4], p[MT][2][4];
-        uint32_t ap[MT][4], ad[MT][4];
-        flash_two_products<HS, MT>(s, p, k, q, v, g, c * 16);
+        const int query = q0 + c * 16 + lane_id() % 4 * 2, key = k0 + lane_id() / 4;
+        if (edge && !any_seen(q0 + c * 16, q0 + c * 16 + 15, k0, k0 + MT * 16 - 1, args.window)) continue;
+        float s[MT][2][4], p[MT][2][4], delta[4];
+        uint32_t a[MT][4];
+        flash_product<HS, MT>(s, k, q, c * 16);
         if (edge) {
-            query += lane_id() % 4 * 2;
 #pragma unroll
             for (int i = 0; i < MT; i++)
 #pragma unroll
                 for (int n = 0; n < 2; n++)
 #pragma unroll
                     for (int j = 0; j < 4; j++)
-                        if (!is_seen(query + n * 8 + j % 2, row + i * 16 + j / 2 * 8, args.window))
+                        if (!is_seen(query + n * 8 + j % 2, key + i * 16 + j / 2 * 8, args.window))
                             s[i][n][j] = -INFINITY;
         }
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                int column = c * 16 + n * 8 + lane_id() % 4 * 2 + j;
-                FlashRow x = rows[column];
+                const FlashRow x = rows[c * 16 + n * 8 + lane_id() % 4 * 2 + j];
+                delta[n * 2 + j] = x.delta;
 #pragma unroll
                 for (int i = 0; i < MT; i++)
 #pragma unroll
-                    for (int r = 0; r < 2; r++) {
-                        float e = exp2_fast(fmaf(s[i][n][2 * r + j], args.scale_log2, -x.lse2));
-                        s[i][n][2 * r + j] = e;
-                        p[i][n][2 * r + j] = e * (p[i][n][2 * r + j] - x.delta);
-                    }
+                    for (int r = 0; r < 2; r++)
+                        s[i][n][2 * r + j] = exp2_fast(fmaf(s[i][n][2 * r + j], args.scale_log2, -x.lse2));
             }
+        flash_product<HS, MT>(p, v, g, c * 16);
+#pragma unroll
+        for (int i = 0; i < MT; i++) operand_from_results(a[i], s[i][0], s[i][1]);
+        flash_add_product<HS, MT>(dv, a, g, c * 16);
 #pragma unroll
         for (int i = 0; i < MT; i++) {
-            operand_from_results(ap[i], s[i][0], s[i][1]);
-            operand_from_results(ad[i], p[i][0], p[i][1]);
+#pragma unroll
+            for (int n = 0; n < 2; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) p[i][n][j] = s[i][n][j] * (p[i][n][j] - delta[n * 2 + j % 2]);
+            operand_from_results(a[i], p[i][0], p[i][1]);
         }
-        flash_add_product<HS, MT>(dv, ap, g, c * 16);
-        flash_add_product<HS, MT>(dk, ad, q, c * 16);
+        flash_add_product<HS, MT>(dk, a, q, c * 16);
     }
 }
 
@@ -283,8 +301,7 @@ __global__ void __launch_bounds__(FLASH_THREADS, BLOCKS)
     FlashRow *sr = reinterpret_cast<FlashRow *>(sg + 2 * TILE);
     const FlashHead<HS> head(args);
     const int stride = head.qkv_stride;
-    const int k_block = (int)(blockIdx.x % (unsigned)args.tiles) * BM, row0 = warp_id() * WM,
-              k0 = k_block + row0;
+    const int k_block = head.rank * BM, row0 = warp_id() * WM, k0 = k_block + row0;
     const int first = k_block / BN;
     const int last = (k_block + min(args.T - k_block, BM - 1 + args.window) - 1) / BN;
 

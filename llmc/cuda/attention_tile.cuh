@@ -15,56 +15,71 @@ enum { FLASH_WARPS = 4, FLASH_THREADS = FLASH_WARPS * WARP };
  * queries and tiles of any kernel. */
 struct FlashArgs {
     int T, NH, window, tiles, rows_padded;
+    int heads, group;        /* B * NH, and how many of them are worked on at once */
     float scale, scale_log2; /* 1 / sqrt(HS), and that times log2(e) */
 };
 
-/* Which head a block works on, and where its rows are: row t is at pointer + t * stride. */
+/* Which head a block works on, and where its rows are: row t is at pointer + t * stride. A group of heads begins with the
+ * block of each that has the most to do, so that the GPU ends evenly; keys and values of a group stay in the L2 cache. */
 template <int HS> struct FlashHead {
     size_t index;    /* b * NH + h */
     size_t qkv, out; /* offsets of row 0 of q, and of out */
     int qkv_stride, out_stride;
+    int rank; /* of this block in its head: 0 has the most to do */
     __device__ explicit FlashHead(const FlashArgs &a) {
-        unsigned head = blockIdx.x / (unsigned)a.tiles;
+        unsigned tiles = (unsigned)a.tiles,
+                 first = blockIdx.x / (tiles * (unsigned)a.group) * (unsigned)a.group;
+        unsigned heads = min((unsigned)a.group, (unsigned)a.heads - first),
+                 block = blockIdx.x - first * tiles;
+        unsigned head = first + block % heads;
         size_t b = head / (unsigned)a.NH, h = head % (unsigned)a.NH;
-        index = head;
+        index = head, rank = (int)(block / heads);
         out_stride = a.NH * HS, qkv_stride = 3 * out_stride;
         out = b * (size_t)a.T * (size_t)out_stride + h * HS;
         qkv = b * (size_t)a.T * (size_t)qkv_stride + h * HS;
     }
 };
 
+template <int HS> __device__ inline int tile_offset(int row, int chunk) {
+    return row * HS + ((chunk ^ (row & 7)) << 3);
+}
 template <int HS> __device__ inline bf16 *tile_at(bf16 *tile, int row, int chunk) {
-    return tile + row * HS + ((chunk ^ (row & 7)) << 3);
+    return tile + tile_offset<HS>(row, chunk);
 }
 
 /* Begins to copy ROWS rows of a head, from row `first` on, into a tile. tile_load_last is for a tile that may reach past
  * the last row: rows from T on become zeros. */
-template <int HS, int ROWS>
-__device__ inline void tile_load_last(bf16 *tile, const bf16 *rows, int stride, int first, int T) {
+template <int HS, int ROWS, bool IS_LAST = false>
+__device__ inline void tile_load(bf16 *tile, const bf16 *rows, int stride, int first, int T = 0) {
     constexpr int CHUNKS = HS / 8, STEP = FLASH_THREADS / CHUNKS;
+    static_assert(STEP % 8 == 0, "a thread's chunks are at the same place of their rows");
     int row = (int)threadIdx.x / CHUNKS, chunk = (int)threadIdx.x % CHUNKS;
-    const bf16 *from = rows + (size_t)(first + row) * (size_t)stride + chunk * 8;
+    bf16 *to = tile_at<HS>(tile, row, chunk);
+    const bf16 *from = rows + (size_t)first * (size_t)stride + (unsigned)(row * stride + chunk * 8);
 #pragma unroll
     for (int i = 0; i < ROWS / STEP; i++)
-        copy_async_16(tile_at<HS>(tile, row + i * STEP, chunk), from + (size_t)(i * STEP) * (size_t)stride,
-                      first + row + i * STEP < T);
+        copy_async_16(to + i * STEP * HS, from + (size_t)(i * STEP) * (size_t)stride,
+                      !IS_LAST || first + row + i * STEP < T);
 }
 template <int HS, int ROWS>
-__device__ inline void tile_load(bf16 *tile, const bf16 *rows, int stride, int first) {
-    tile_load_last<HS, ROWS>(tile, rows, stride, first, 0x7fffffff);
+__device__ inline void tile_load_last(bf16 *tile, const bf16 *rows, int stride, int first, int T) {
+    tile_load<HS, ROWS, true>(tile, rows, stride, first, T);
 }
 
-/* The operand a (16,16): rows row0 .. of the tile, columns k * 16 .. */
+/* Operands. 16 columns are two chunks, so a lane's chunk k * 16 columns further on is an exclusive or away, and its own part
+ * of the address is worked out once. row0, n0, k0 are multiples of 16.
+ * a (16,16): rows row0 .. of the tile, columns k * 16 .. */
 template <int HS> __device__ inline void operand_a(uint32_t a[4], bf16 *tile, int row0, int k) {
-    ldmatrix_x4(a, tile_at<HS>(tile, row0 + lane_id() % 16, k * 2 + lane_id() / 16));
+    ldmatrix_x4(a, tile + row0 * HS + (tile_offset<HS>(lane_id() % 16, lane_id() / 16) ^ k * 16));
 }
 /* Two operands b (16,8) of the transposed tile: inner dimension columns k * 16 .., columns of b rows n0 .. n0+15. */
 template <int HS> __device__ inline void operand_b_transposed(uint32_t b[4], bf16 *tile, int n0, int k) {
-    ldmatrix_x4(b, tile_at<HS>(tile, n0 + lane_id() % 8 + lane_id() / 16 * 8, k * 2 + lane_id() / 8 % 2));
+    int row = lane_id() % 8 + lane_id() / 16 * 8;
+    ldmatrix_x4(b, tile + n0 * HS + (tile_offset<HS>(row, lane_id() / 8 % 2) ^ k * 16));
 }
 /* Two operands b (16,8) of the tile: inner dimension rows k0 .. k0+15, columns of b n * 16 .. */
 template <int HS> __device__ inline void operand_b(uint32_t b[4], bf16 *tile, int k0, int n) {
-    ldmatrix_x4_trans(b, tile_at<HS>(tile, k0 + lane_id() % 16, n * 2 + lane_id() / 16));
+    ldmatrix_x4_trans(b, tile + k0 * HS + (tile_offset<HS>(lane_id() % 16, lane_id() / 16) ^ n * 16));
 }
 
 /* c (16,16), two results of mma side by side, as the operand a of the next product. */
