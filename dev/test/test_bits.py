@@ -143,7 +143,8 @@ def test_kill():
         p.kill()
         err = p.communicate()[1].decode("utf-8", "replace")
         kills += p.returncode != 0
-        check("error" not in err and "warning" not in err, f"killed run: {err[-300:]}")
+        before_first_save = "of an earlier run, which this one does not go on with" in err
+        check("error" not in err and ("warning" not in err or before_first_save), f"killed run: {err[-300:]}")
         if p.returncode == 0:
             break
     check(kills >= 2, f"only {kills} kills before the run was done")

@@ -9,6 +9,7 @@
 #include "run/evaluate.h"
 #include "run/model_file.h"
 #include "run/presets.h"
+#include "run/progress.h"
 #include "run/sampling.h"
 #include <math.h>
 #include <stdlib.h>
@@ -140,10 +141,11 @@ static bool check_memory(const Trainer *t, const GPT2Config *config, Error *err)
     size_t model = model_bytes(t, config, t->B);
     double optimizer = optimizer_bytes(t, config), needed = (double)model + optimizer;
     double available = device_available_bytes();
-    log_info("memory      %.2f GB: parameters %.2f, gradients %.2f, optimizer %.2f, activations %.2f; %.1f "
-             "GB free",
-             1e-9 * needed, 1e-9 * (double)params, 1e-9 * (double)params, 1e-9 * optimizer,
-             1e-9 * (double)(model - 2 * params), 1e-9 * available);
+    char text[5][PROGRESS_NUMBER_BYTES];
+    log_info("memory      %s: parameters and gradients %s each, optimizer %s, activations %s; %s free",
+             progress_bytes((uint64_t)needed, text[0]), progress_bytes(params, text[1]),
+             progress_bytes((uint64_t)optimizer, text[2]), progress_bytes(model - 2 * params, text[3]),
+             progress_bytes((uint64_t)available, text[4]));
     if (available == 0 || needed < available) return true;
     return error_set(
         err,
