@@ -80,6 +80,8 @@ static void check_isa(const char *isa) {
     check_cache(isa, 130, 128, 2, 64, 100, 20);
     check_cache(isa, 70, 64, 1, 128, 500, 1);
     check_cache(isa, 30, 17, 2, 150, 0, 1);
+    check_cache(isa, 140, 200, 1, 36, 0, 1);
+    check_cache(isa, 135, 131, 2, 7, 0, 1);
 }
 
 int main(void) {

@@ -16,7 +16,8 @@ enum {
     N_FLOAT = 8, /* columns of an FP32 or BF16 weight that a lane takes at once */
     N_INT8 = 16,
     HEAD_WARPS = 8, /* of a block of the attention, which has one head */
-    SPAN = 128,     /* columns of a head that are summed at once */
+    PART = 64,      /* positions of that block; not more than its threads */
+    COMBINE_THREADS = 128,
 };
 
 static size_t groups_of(size_t C) {
@@ -95,12 +96,14 @@ __global__ void matvec_kernel(floatX *out, const floatX *x, PackedWeight w, cons
                                       (sum + (bias ? to_float(bias[row]) : 0)));
 }
 
-/* --- attention of one query: the cache is a ring of slots; positions are counted from the oldest --- */
+/* --- attention of one query: the cache is a ring of slots; positions are counted from the oldest. A block takes PART of
+ * them for one head; what the blocks of a head found is put together afterwards --- */
 
 struct Ring {
     floatX *out, *keys, *values;
     const floatX *qkv;
-    float *scores; /* (NH, seen) */
+    float *
+        found; /* (NH, parts, 2 + HS): the largest score, and exponentials: their sum, and values times them */
     size_t first, seen, slots, slot, NH,
         HS; /* `seen` positions, the oldest in slot `first`; the newest in `slot` */
 };
@@ -111,57 +114,101 @@ __device__ inline size_t ring_at(const Ring &r, size_t head, size_t i) {
     return ((slot < r.slots ? slot : slot - r.slots) * r.NH + head) * r.HS;
 }
 
-/* Scores of all positions; returns the largest. A warp per position. */
-__device__ inline float head_scores(const Ring &r, size_t head, float *scores) {
-    const floatX *q = r.qkv + head * r.HS;
-    float scale = 1.0f / sqrtf((float)r.HS), most = -FLT_MAX;
-    for (size_t i = (size_t)warp_id(); i < r.seen; i += HEAD_WARPS) {
-        const floatX *k = r.keys + ring_at(r, head, i);
-        float sum = 0;
-        for (size_t c = (size_t)lane_id(); c < r.HS; c += WARP)
-            sum = fmaf(to_float(q[c]), to_float(k[c]), sum);
-        sum = scale * warp_sum(sum);
-        if (lane_id() == 0) scores[i] = sum;
-        most = fmaxf(most, sum);
-    }
-    return block_max(most);
+/* Lanes that hold N columns each of one position, a power of two; the other lanes of the warp have other positions. */
+template <int N> __device__ inline int lanes_of_row(size_t HS) {
+    int lanes = WARP;
+    while (lanes > 1 && (size_t)(lanes / 2 * N) >= HS) lanes /= 2;
+    return lanes;
 }
 
-static __global__ void attention_kernel(Ring r) {
-    SHARED(float, partial, [HEAD_WARPS][SPAN]);
-    size_t head = blockIdx.x, C = r.NH * r.HS;
-    for (size_t c = threadIdx.x; c < r.HS; c += blockDim.x) {
+/* scores[i - begin] of positions begin .. end. */
+template <int N>
+__device__ inline void part_scores(const Ring &r, size_t head, size_t begin, size_t end, float *scores) {
+    const floatX *q = r.qkv + head * r.HS;
+    const float scale = 1.0f / sqrtf((float)r.HS);
+    const int lanes = lanes_of_row<N>(r.HS), rows = WARP / lanes, lane = lane_id() % lanes;
+    for (size_t at = begin + (size_t)(warp_id() * rows); at < end; at += (size_t)(HEAD_WARPS * rows)) {
+        size_t i = at + (size_t)(lane_id() / lanes);
+        float sum = 0;
+        for (size_t c = (size_t)(lane * N); i < end && c < r.HS; c += (size_t)(lanes * N)) {
+            Packed<float, N> x = load_floats<N>(q + c), k = load_floats<N>(r.keys + ring_at(r, head, i) + c);
+#pragma unroll
+            for (int n = 0; n < N; n++) sum = fmaf(x[n], k[n], sum);
+        }
+        for (int half = lanes / 2; half; half /= 2) sum += __shfl_xor_sync(ALL_LANES, sum, half);
+        if (i < end && lane == 0) scores[i - begin] = scale * sum;
+    }
+}
+
+/* out (HS) = the values of positions begin .. end times their scores, divided by `divisor`. partial (HEAD_WARPS rows) is
+ * shared scratch. */
+template <int N, class T>
+__device__ inline void part_values(T *out, const Ring &r, size_t head, size_t begin, size_t end,
+                                   const float *scores, float divisor, float (*partial)[WARP * N]) {
+    const int lanes = lanes_of_row<N>(r.HS), rows = WARP / lanes;
+    for (size_t first = 0; first < r.HS; first += (size_t)(lanes * N)) {
+        size_t c = first + (size_t)(lane_id() % lanes * N);
+        float sum[N] = {};
+        for (size_t i = begin + (size_t)(warp_id() * rows + lane_id() / lanes); i < end && c < r.HS;
+             i += (size_t)(HEAD_WARPS * rows)) {
+            Packed<float, N> v = load_floats<N>(r.values + ring_at(r, head, i) + c);
+#pragma unroll
+            for (int n = 0; n < N; n++) sum[n] = fmaf(scores[i - begin], v[n], sum[n]);
+        }
+        for (int n = 0; n < N; n++) {
+            for (int half = WARP / 2; half >= lanes; half /= 2)
+                sum[n] += __shfl_xor_sync(ALL_LANES, sum[n], half);
+            if (lane_id() < lanes) partial[warp_id()][lane_id() * N + n] = sum[n];
+        }
+        __syncthreads();
+        for (int k = (int)threadIdx.x; k < lanes * N && first + (size_t)k < r.HS; k += HEAD_WARPS * WARP) {
+            float all = 0;
+            for (int w = 0; w < HEAD_WARPS; w++) all += partial[w][k];
+            out[first + (size_t)k] = from_float<T>(all / divisor);
+        }
+        __syncthreads(); /* before partial is written again */
+    }
+}
+
+template <int N> __global__ void attention_kernel(Ring r) {
+    SHARED(float, scores, [PART]);
+    SHARED(float, partial, [HEAD_WARPS][WARP * N]);
+    const size_t head = blockIdx.y, part = blockIdx.x, parts = gridDim.x, C = r.NH * r.HS;
+    const size_t begin = part * PART, end = begin + PART < r.seen ? begin + PART : r.seen;
+    for (size_t c = threadIdx.x; part + 1 == parts && c < r.HS; c += blockDim.x) {
         size_t to = (r.slot * r.NH + head) * r.HS + c;
         r.keys[to] = r.qkv[C + head * r.HS + c];
         r.values[to] = r.qkv[2 * C + head * r.HS + c];
     }
     __syncthreads();
-    float *scores = r.scores + head * r.seen, sum = 0;
-    float most = head_scores(r, head, scores); /* its barriers make all scores visible */
-    for (size_t i = threadIdx.x; i < r.seen; i += blockDim.x) {
-        scores[i] = expf(scores[i] - most);
-        sum += scores[i];
+    part_scores<N>(r, head, begin, end, scores);
+    __syncthreads();
+    const bool has_one = threadIdx.x < end - begin;
+    float most = block_max(has_one ? scores[threadIdx.x] : -FLT_MAX);
+    float weight = has_one ? expf(scores[threadIdx.x] - most) : 0;
+    if (has_one) scores[threadIdx.x] = weight;
+    float sum = block_sum(weight); /* its barriers make all weights visible */
+    if (parts == 1) {
+        part_values<N>(r.out + head * r.HS, r, head, begin, end, scores, sum, partial);
+    } else {
+        float *found = r.found + (head * parts + part) * (2 + r.HS);
+        if (threadIdx.x == 0) found[0] = most, found[1] = sum;
+        part_values<N>(found + 2, r, head, begin, end, scores, 1.0f, partial);
     }
-    sum = block_sum(sum);
-    for (size_t first = 0; first < r.HS; first += SPAN) {
-        float out[SPAN / WARP] = {};
-        for (size_t i = (size_t)warp_id(); i < r.seen; i += HEAD_WARPS) {
-            const floatX *v = r.values + ring_at(r, head, i) + first;
-#pragma unroll
-            for (int k = 0; k < SPAN / WARP; k++) {
-                size_t c = (size_t)(lane_id() + k * WARP);
-                if (first + c < r.HS) out[k] = fmaf(scores[i], to_float(v[c]), out[k]);
-            }
-        }
-        for (int k = 0; k < SPAN / WARP; k++) partial[warp_id()][lane_id() + k * WARP] = out[k];
-        __syncthreads();
-        size_t c = first + threadIdx.x;
-        if (threadIdx.x < SPAN && c < r.HS) {
-            float all = 0;
-            for (int w = 0; w < HEAD_WARPS; w++) all += partial[w][threadIdx.x];
-            r.out[head * r.HS + c] = from_float<floatX>(all / sum);
-        }
-        __syncthreads(); /* before partial is written again */
+}
+
+/* A block per head. */
+static __global__ void combine_kernel(Ring r, size_t parts) {
+    const size_t head = blockIdx.x, stride = 2 + r.HS;
+    const float *found = r.found + head * parts * stride;
+    float most = -FLT_MAX, sum = 0;
+    for (size_t p = 0; p < parts; p++) most = fmaxf(most, found[p * stride]);
+    for (size_t p = 0; p < parts; p++) sum += expf(found[p * stride] - most) * found[p * stride + 1];
+    for (size_t c = threadIdx.x; c < r.HS; c += blockDim.x) {
+        float all = 0;
+        for (size_t p = 0; p < parts; p++)
+            all = fmaf(expf(found[p * stride] - most), found[p * stride + 2 + c], all);
+        r.out[head * r.HS + c] = from_float<floatX>(all / sum);
     }
 }
 } // namespace decode
@@ -217,11 +264,14 @@ void matvec_forward(floatX *out, const floatX *x, PackedWeight w, const floatX *
 
 void attention_decode(floatX *out, floatX *keys, floatX *values, const floatX *qkv, size_t t, size_t slots,
                       size_t NH, size_t HS, size_t window) {
+    using namespace decode;
     size_t seen = t + 1 < slots ? t + 1 : slots;
     if (window && window < seen) seen = window;
-    float *scores = (float *)gpu_scratch(SCRATCH_DECODE, NH * slots * sizeof(float));
-    const decode::Ring r = {out,  keys,  values,    qkv, scores, (t + 1 - seen) % slots,
-                            seen, slots, t % slots, NH,  HS};
-    LAUNCH(decode::attention_kernel, (unsigned)NH, decode::HEAD_WARPS * WARP, 0, gpu.stream, r);
+    const size_t parts = blocks_for(seen, PART), most = blocks_for(slots, PART);
+    float *found = (float *)gpu_scratch(SCRATCH_DECODE, NH * most * (2 + HS) * sizeof(float));
+    const Ring r = {out, keys, values, qkv, found, (t + 1 - seen) % slots, seen, slots, t % slots, NH, HS};
+    LAUNCH(can_be_wide(HS, keys, values, qkv) ? attention_kernel<WIDE> : attention_kernel<1>,
+           dim3((unsigned)parts, (unsigned)NH), HEAD_WARPS * WARP, 0, gpu.stream, r);
+    if (parts > 1) LAUNCH(combine_kernel, (unsigned)NH, COMBINE_THREADS, 0, gpu.stream, r, parts);
 }
 #endif
