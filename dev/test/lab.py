@@ -6,6 +6,7 @@ Settings in the caller's environment (TOROID_*) never reach a program."""
 import glob
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,9 @@ STOPPED, SKIPPED = 75, 77  # exit codes: of a run that stopped and saved, of a t
 LIMIT_SECONDS = 120        # for one command, or for all ranks of a run together
 SHOWN_MAX = 50
 checks = failures = 0
+for number in (signal.SIGHUP, signal.SIGINT):  # in the background or under nohup they are ignored, by programs too
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def check(good, what):

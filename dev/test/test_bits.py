@@ -272,6 +272,5 @@ def test_two_at_once():
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would be ignored, by the trainer too
     sys.exit(lab.main("bits", make_data, test_threads_and_seeds, test_stop_and_resume, test_kill, test_ask_to_save,
                       test_damaged_state, test_options_across_a_resume, test_rounding, test_new_start, test_two_at_once))
