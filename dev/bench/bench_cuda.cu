@@ -4,35 +4,13 @@
  *   bench_cuda [--B=16] [--NH=12] [--HS=64] [--T=1024,4096] [--window=0] [--runs=20]
  * A line each, of medians. FLOP of attention: 4 HS per head and pair of a query and a key that it sees, forward; 2.5 times
  * that backward. Copies count what is read and what is written. */
-#include "bench.h"
+#include "bench_gpu.h"
 #include "cuda/attention.cuh"
 #include "cuda/device.cuh"
 #include "cuda/matmul.cuh"
-#include <functional>
 #include <string>
-#include <vector>
 
 static int runs;
-
-/* Median seconds of one call. */
-static double seconds_of(const std::function<void()> &work) {
-    cudaEvent_t from, to;
-    std::vector<double> seconds;
-    GPU_CHECK(cudaEventCreate(&from));
-    GPU_CHECK(cudaEventCreate(&to));
-    for (int i = -3; i < runs; i++) { /* the first ones warm up */
-        float ms = 0;
-        GPU_CHECK(cudaEventRecord(from, gpu.stream));
-        work();
-        GPU_CHECK(cudaEventRecord(to, gpu.stream));
-        GPU_CHECK(cudaEventSynchronize(to));
-        GPU_CHECK(cudaEventElapsedTime(&ms, from, to));
-        if (i >= 0) seconds.push_back(1e-3 * (double)ms);
-    }
-    GPU_CHECK(cudaEventDestroy(from));
-    GPU_CHECK(cudaEventDestroy(to));
-    return bench_median(seconds.data(), (int)seconds.size());
-}
 
 template <class T> static T *device_array(size_t n) {
     T *x = static_cast<T *>(device_alloc(n * sizeof *x));
@@ -60,7 +38,7 @@ static void bench_copy() {
     const size_t bytes = (size_t)1 << 30;
     char *from = device_array<char>(bytes), *to = device_array<char>(bytes);
     double s = seconds_of(
-        [&] { GPU_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, gpu.stream)); });
+        [&] { GPU_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, gpu.stream)); }, runs);
     printf("copy of 1 GiB                     %8.0f GB/s read and written\n", 2e-9 * (double)bytes / s);
     device_free(from, bytes), device_free(to, bytes);
 }
@@ -68,7 +46,7 @@ static void bench_copy() {
 static void bench_product() {
     const size_t n = 8192, bytes = n * n * sizeof(floatX);
     floatX *a = random_array(n * n, 1), *b = random_array(n * n, 2), *out = device_array<floatX>(n * n);
-    double s = seconds_of([&] { matmul_forward(out, a, b, NULL, NULL, n, n, n); });
+    double s = seconds_of([&] { matmul_forward(out, a, b, NULL, NULL, n, n, n); }, runs);
     printf("product 8192^3                    %8.1f TFLOP/s\n", 2e-12 * (double)(n * n * n) / s);
     device_free(a, bytes), device_free(b, bytes), device_free(out, bytes);
 }
@@ -80,9 +58,9 @@ static void bench_attention(size_t B, size_t T, size_t NH, size_t HS, size_t win
     float *lse = device_array<float>(rows);
     double pairs = (double)(B * NH) * ((double)W * (double)(W + 1) / 2 + (double)(T - W) * (double)W);
     double flop = 4 * (double)HS * pairs;
-    double forward = seconds_of([&] { attention_forward(out, lse, qkv, B, T, NH, HS, window); });
+    double forward = seconds_of([&] { attention_forward(out, lse, qkv, B, T, NH, HS, window); }, runs);
     double backward =
-        seconds_of([&] { attention_backward(dqkv, dout, out, lse, qkv, B, T, NH, HS, window); });
+        seconds_of([&] { attention_backward(dqkv, dout, out, lse, qkv, B, T, NH, HS, window); }, runs);
     printf("attention B %zu T %zu NH %zu HS %zu window %zu: forward %.1f TFLOP/s (%.3f ms), backward %.1f "
            "TFLOP/s "
            "(%.3f ms)\n",

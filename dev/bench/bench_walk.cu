@@ -5,7 +5,7 @@
  *   bench_walk [--B=64] [--T=1024] [--batches=8] [--head-rows=16384] [--bandwidth=4.0] [--tflops=700] [--runs=10]
  * --batches: micro-batches of a step. --bandwidth in TB/s and --tflops: what can be reached; the defaults are an H200's.
  * --runs=0: the bounds only, which needs no GPU. Bytes count each input and output once, and nothing twice. */
-#include "bench.h"
+#include "bench_gpu.h"
 #include "cuda/adamw.cuh"
 #include "cuda/attention.cuh"
 #include "cuda/classifier.cuh"
@@ -146,26 +146,6 @@ static std::vector<Work> walk(const Arrays &a, size_t B, size_t T, double batche
         {"AdamW", 1, (3 * X + 6 * 4) * all, 0,
          [=] { adamw_kernel(p, X < 4 ? a.moments[0] : NULL, g, a.moments[1], a.moments[2], PARAMS, &step); }},
     };
-}
-
-/* Median seconds of one call. */
-static double seconds_of(const std::function<void()> &work, int runs) {
-    cudaEvent_t from, to;
-    std::vector<double> seconds;
-    GPU_CHECK(cudaEventCreate(&from));
-    GPU_CHECK(cudaEventCreate(&to));
-    for (int i = -2; i < runs; i++) {
-        float ms = 0;
-        GPU_CHECK(cudaEventRecord(from, gpu.stream));
-        work();
-        GPU_CHECK(cudaEventRecord(to, gpu.stream));
-        GPU_CHECK(cudaEventSynchronize(to));
-        GPU_CHECK(cudaEventElapsedTime(&ms, from, to));
-        if (i >= 0) seconds.push_back(1e-3 * (double)ms);
-    }
-    GPU_CHECK(cudaEventDestroy(from));
-    GPU_CHECK(cudaEventDestroy(to));
-    return bench_median(seconds.data(), runs);
 }
 
 int main(int argc, char **argv) {
