@@ -32,7 +32,7 @@ def test_mpirun(folder):
     r = run(["scripts/launch/mpirun_node.sh", "--preset=tiny", "a b"], folder, RANKS="3", THREADS="2")
     check(r.returncode == 0 and r.stdout.startswith("threads=2 -np 3 "), f"mpirun_node: {r.stdout}{r.stderr}")
     check(r.stdout.rstrip().endswith("./train_gpt2 --preset=tiny a b"), f"mpirun_node: {r.stdout}")
-    stand_in(folder, "mpirun", 'trap "exit 75" USR2\necho ready\nwhile :; do sleep 0.05; done\n')
+    stand_in(folder, "mpirun", 'trap "exit 75" USR2\necho ready\nfor i in $(seq 600); do sleep 0.05; done\n')
     for number in (signal.SIGINT, signal.SIGTERM):  # mpirun itself would kill its ranks
         p = subprocess.Popen(["scripts/launch/mpirun_node.sh"], env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
                              stdout=subprocess.PIPE, text=True)

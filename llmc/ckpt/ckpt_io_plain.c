@@ -62,6 +62,15 @@ static bool plain_size(CkptIo *io, CkptFile *file, uint64_t *bytes, Error *err) 
     return true;
 }
 
+/* From here on this file goes through the page cache. */
+static bool drop_direct(CkptFile *file, Error *err) {
+    int mode = fcntl(file->fd, F_GETFL);
+    if (mode < 0 || fcntl(file->fd, F_SETFL, mode & ~O_DIRECT) < 0)
+        return file_error(err, file->path, "write through the page cache");
+    file->direct = false;
+    return true;
+}
+
 /* Where fallocate is not known (some network file systems): zeros behind what is there. */
 static bool allocate_by_writing(CkptFile *file, uint64_t from, uint64_t bytes) {
     void *zeros;
@@ -88,7 +97,7 @@ static bool plain_allocate(CkptIo *io, CkptFile *file, uint64_t bytes, Error *er
     while ((result = fallocate(file->fd, 0, 0, (off_t)bytes)) < 0 && errno == EINTR) {
     }
     if (result == 0) return true;
-    if (errno == EOPNOTSUPP && (!file->direct || ckpt_io_plain_drop_direct(file, err)) &&
+    if (errno == EOPNOTSUPP && (!file->direct || drop_direct(file, err)) &&
         allocate_by_writing(file, before, bytes))
         return true;
     int error = errno;
@@ -100,14 +109,6 @@ static bool plain_allocate(CkptIo *io, CkptFile *file, uint64_t bytes, Error *er
         error == ENOSPC || error == EDQUOT ? " (free some space or put the checkpoints elsewhere)"
         : error == EFBIG                   ? " (see 'ulimit -f')"
                                            : "");
-}
-
-bool ckpt_io_plain_drop_direct(CkptFile *file, Error *err) {
-    int mode = fcntl(file->fd, F_GETFL);
-    if (mode < 0 || fcntl(file->fd, F_SETFL, mode & ~O_DIRECT) < 0)
-        return file_error(err, file->path, "write through the page cache");
-    file->direct = false;
-    return true;
 }
 
 void ckpt_io_plain_check_aligned(const CkptFile *file, const void *data, size_t bytes, uint64_t offset) {
@@ -123,7 +124,7 @@ bool ckpt_io_plain_write(CkptFile *file, const void *data, size_t bytes, uint64_
         ssize_t n = pwrite(file->fd, from, bytes < WRITE_BYTES_MAX ? bytes : WRITE_BYTES_MAX, (off_t)offset);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EINVAL && file->direct) {
-            if (!ckpt_io_plain_drop_direct(file, err)) return false;
+            if (!drop_direct(file, err)) return false;
             continue;
         }
         if (n == 0) errno = ENOSPC;
@@ -156,7 +157,7 @@ static bool read_some(CkptFile *file, void *data, size_t bytes, uint64_t offset,
         ssize_t n = pread(file->fd, to + *got, part, (off_t)(offset + *got));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EINVAL && file->direct) {
-            if (!ckpt_io_plain_drop_direct(file, err)) return false;
+            if (!drop_direct(file, err)) return false;
             continue;
         }
         if (n < 0) return file_error(err, file->path, "read");

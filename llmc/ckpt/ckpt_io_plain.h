@@ -18,8 +18,6 @@ extern const CkptIoBody ckpt_io_plain_body;
 
 /* All bytes with pwrite; drops O_DIRECT where the file system takes it back. */
 bool ckpt_io_plain_write(CkptFile *file, const void *data, size_t bytes, uint64_t offset, Error *err);
-/* From here on this file goes through the page cache. */
-bool ckpt_io_plain_drop_direct(CkptFile *file, Error *err);
 /* Bugs of the caller: memory, offset and length that O_DIRECT cannot take. */
 void ckpt_io_plain_check_aligned(const CkptFile *file, const void *data, size_t bytes, uint64_t offset);
 #endif

@@ -14,7 +14,6 @@ bool ckpt_marks_lock(CkptIo *io, const char *folder, CkptFile **lock, Error *err
 void ckpt_marks_unlock(CkptIo *io, CkptFile *lock);
 
 /* In ckpt_ring.c. */
-CkptSegment *ckpt_ring_holder(CkptRing *ring, CkptId id);
 bool ckpt_ring_drop(CkptRing *ring, const CkptRecord *drops, size_t count, Error *err);
 /* marks.log with its blocks, so that what was uploaded can be let go although the disk is full by then; as far as there
  * is room now. */

@@ -33,7 +33,8 @@ static CkptSegment *segment_of(CkptRing *ring, uint32_t n) {
     return &ring->segments[ring->count++];
 }
 
-CkptSegment *ckpt_ring_holder(CkptRing *ring, CkptId id) {
+/* The segment that this rank's shard of a checkpoint lies in, or NULL. */
+static CkptSegment *holder_of(CkptRing *ring, CkptId id) {
     for (size_t i = 0; i < ring->count; i++)
         if (ring->segments[i].live && ckpt_id_compare(ring->segments[i].shard.id, id) == 0)
             return &ring->segments[i];
@@ -55,7 +56,7 @@ static bool replay(CkptRing *ring, const CkptRecord *r, Error *err) {
         s->committed = s->best = false;
         s->shard = *r;
     }
-    CkptSegment *s = ckpt_ring_holder(ring, r->id);
+    CkptSegment *s = holder_of(ring, r->id);
     if (s && r->kind == CKPT_RECORD_DROP) s->live = false;
     if (s && r->kind == CKPT_RECORD_COMMIT) {
         s->committed = true;
@@ -66,7 +67,7 @@ static bool replay(CkptRing *ring, const CkptRecord *r, Error *err) {
 
 /* Does the manifest still need it? */
 static bool record_is_live(void *ctx, const CkptRecord *r) {
-    CkptSegment *s = ckpt_ring_holder(ctx, r->id);
+    CkptSegment *s = holder_of(ctx, r->id);
     if (!s || r->kind == CKPT_RECORD_DROP) return false;
     return r->kind == CKPT_RECORD_COMMIT || r->segment == s->n;
 }
@@ -124,7 +125,7 @@ static bool append_commits(CkptRing *ring, Error *err) {
 static bool settle(CkptRing *ring, Error *err) {
     CkptRecord drops[CKPT_SEGMENTS_MAX];
     size_t count = 0;
-    CkptSegment *newest = ckpt_ring_holder(ring, ring->config->newest);
+    CkptSegment *newest = holder_of(ring, ring->config->newest);
     if (!ring->config->newest_agreed) return true;
     if (newest && !newest->committed) {
         newest->commit_due = true;
@@ -161,7 +162,7 @@ bool ckpt_ring_drop(CkptRing *ring, const CkptRecord *drops, size_t count, Error
     if (!count) return true;
     if (!ckpt_log_append(&ring->log, drops, count, err)) return false;
     for (size_t i = 0; i < count; i++) {
-        CkptSegment *s = ckpt_ring_holder(ring, drops[i].id);
+        CkptSegment *s = holder_of(ring, drops[i].id);
         if (s) s->live = false;
     }
     return true;
@@ -309,7 +310,7 @@ static bool write_table(CkptRing *ring, CkptId id, Error *err) {
 
 bool ckpt_ring_commit(CkptRing *ring, CkptId id, bool best, Error *err) {
     Error why;
-    CkptSegment *s = ckpt_ring_holder(ring, id);
+    CkptSegment *s = holder_of(ring, id);
     if (!s) return error_set(err, "%s: checkpoint %s is not here", ring->folder, ckpt_id_text(id).text);
     if (s->committed && s->best == best) return true;
     if (ring->config->node_first) {

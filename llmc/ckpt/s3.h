@@ -56,8 +56,6 @@ void s3_close(S3 *s3);
 bool s3_call(S3 *s3, const S3Call *call, S3Answer *answer, Error *err);
 /* Says that the answer has a status that is not for this request; false. */
 bool s3_unexpected(const S3 *s3, const char *what, const char *key, const S3Answer *answer, Error *err);
-/* The path in the URL of a key (not encoded): base, bucket if by path, key. False: too long. */
-bool s3_path(const S3 *s3, const char *key, char *path, size_t size);
 
 /* The object of these bytes, in parts if larger than one. */
 bool s3_upload(S3 *s3, const char *key, StoreSource *source, Error *err);

@@ -36,7 +36,8 @@ void s3_close(S3 *s3) {
     memset(s3, 0, sizeof *s3);
 }
 
-bool s3_path(const S3 *s3, const char *key, char *path, size_t size) {
+/* The path in the URL of a key (not encoded): base, bucket if by path, key. False: too long. */
+static bool path_of(const S3 *s3, const char *key, char *path, size_t size) {
     const S3Config *c = &s3->config;
     bool by_path = c->path_style;
     int n = snprintf(path, size, "%s%s%s/%s", c->base, by_path ? "/" : "", by_path ? c->bucket : "", key);
@@ -85,7 +86,7 @@ static bool prepare(S3 *s3, const S3Call *call, size_t got, Attempt *a, int *num
     }
     CHECK(num + call->num_headers < HEADERS_MAX);
     for (int i = 0; i < call->num_headers; i++) pairs[num++] = call->headers[i];
-    if (!s3_path(s3, call->key, path, sizeof path) || !make_url(s3, call, path, a))
+    if (!path_of(s3, call->key, path, sizeof path) || !make_url(s3, call, path, a))
         return error_set(err, "%s: the key '%.100s' is too long", s3->where, call->key);
     const S3Signer signer = {a->keys.access_key, a->keys.secret_key, s3->config.region, "s3", a->stamp};
     const S3Request request = {call->method, path, call->query, call->num_query, pairs, num, a->payload};

@@ -12,24 +12,24 @@
 #define FLAT_BANDWIDTH 1.25e9
 #define FLAT_LATENCY   20e-6
 
-int plan_coordinate(const Plan *plan, int rank, int axis) {
+static int coordinate_of(const Plan *plan, int rank, int axis) {
     return plan->place_of[rank] / plan->stride[axis] % plan->dim[axis];
 }
 
 int plan_step(const Plan *plan, int rank, int axis, int direction) {
-    int n = plan->dim[axis], c = plan_coordinate(plan, rank, axis);
+    int n = plan->dim[axis], c = coordinate_of(plan, rank, axis);
     int to = (c + direction + n) % n;
     return plan->rank_at[plan->place_of[rank] + (to - c) * plan->stride[axis]];
 }
 
 static int plan_beside(const Plan *plan, int rank, int axis, int coordinate) {
-    int c = plan_coordinate(plan, rank, axis);
+    int c = coordinate_of(plan, rank, axis);
     return plan->rank_at[plan->place_of[rank] + (coordinate - c) * plan->stride[axis]];
 }
 
 PlanRing plan_axis_ring(const Plan *plan, const double *table, int axis, int direction, int rank) {
     int n = plan->dim[axis], cuts = 0;
-    PlanRing ring = {.length = n, .index = plan_coordinate(plan, rank, axis), .direction = direction};
+    PlanRing ring = {.length = n, .index = coordinate_of(plan, rank, axis), .direction = direction};
     if (n == 2 && !direction) ring.direction = direction = 1;
     ring.next = plan_step(plan, rank, axis, direction < 0 ? -1 : 1);
     ring.prev = plan_step(plan, rank, axis, direction < 0 ? 1 : -1);
@@ -72,7 +72,7 @@ int plan_position(const Plan *plan, int colour, int rank) {
     if (c->cycle >= 0) return plan->cycle_index[(size_t)c->cycle * (size_t)plan->size + (size_t)rank];
     int position = 0;
     for (int p = 0; p < c->phases; p++)
-        position = position * plan->dim[c->axis[p]] + plan_coordinate(plan, rank, c->axis[p]);
+        position = position * plan->dim[c->axis[p]] + coordinate_of(plan, rank, c->axis[p]);
     return position;
 }
 

@@ -9,7 +9,6 @@ static inline size_t plan_link(const Plan *plan, int rank, int axis, int directi
     return ((size_t)rank * (size_t)plan->axes + (size_t)axis) * 2 + (direction < 0);
 }
 
-int plan_coordinate(const Plan *plan, int rank, int axis);
 int plan_step(const Plan *plan, int rank, int axis, int direction); /* the rank beside it, around the end */
 
 /* The ring of an axis through a rank, cut where `table` (bandwidth or slow) has no wire; length 0: more than one cut. */
