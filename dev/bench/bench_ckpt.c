@@ -1,6 +1,6 @@
 /* bench_ckpt.c: what it costs to save and to restore a checkpoint, beside what the disk can do.
  *
- *   build/bench/bench_ckpt [--parameters=124475904] [--directory=build/bench_ckpt] [--rounds=5] [--steps=20]
+ *   build/bench/bench_ckpt [--parameters=124475904] [--directory=build/bench_ckpt] [--rounds=5] [--steps=100]
  *                          [--step-seconds=1] [--io=auto|uring|plain]
  * Each round does all of these one after the other, on the same memory (parameters and both moments, 12 bytes each):
  *   save       the store: checksums, index, SHARD and COMMIT records, all durable, in recycled segments
@@ -190,7 +190,7 @@ static void run_rounds(Bench *b, int rounds) {
     if (!into) fail("no memory to restore into");
     memset(into, 0, b->bytes + CHUNK_BYTES);
     for (int i = 0; i < 4; i++) save(b, NULL); /* every segment has been written once */
-    double share[ROUNDS_MAX], faster[ROUNDS_MAX];
+    double share[ROUNDS_MAX], faster[ROUNDS_MAX], read[ROUNDS_MAX];
     for (int r = -1; r < rounds; r++)
         for (int i = 0; i < NUM_ROWS; i++) {
             if (i >= RESTORE) drop_caches(b);
@@ -202,6 +202,7 @@ static void run_rounds(Bench *b, int rounds) {
     for (int r = 0; r < rounds; r++) {
         share[r] = rows[RAW].seconds[r] / rows[SAVE].seconds[r];
         faster[r] = rows[FWRITE].seconds[r] / rows[SAVE].seconds[r];
+        read[r] = rows[READ].seconds[r] / rows[RESTORE].seconds[r];
     }
     printf("%-10s %9s %8s %9s\n", "", "seconds", "GB/s", "CPU s/GB");
     for (int i = 0; i < NUM_ROWS; i++) {
@@ -211,6 +212,7 @@ static void run_rounds(Bench *b, int rounds) {
     }
     printf("save: %.1f%% of the raw writer's bandwidth, %.2fx fwrite + fsync (medians of %d rounds)\n",
            100 * bench_median(share, rounds), bench_median(faster, rounds), rounds);
+    printf("restore: %.1f%% of the raw reader's bandwidth\n", 100 * bench_median(read, rounds));
     device_free(into, b->bytes + CHUNK_BYTES);
 }
 
@@ -247,7 +249,7 @@ int main(int argc, char **argv) {
     size_t parameters = (size_t)strtoull(bench_option(argc, argv, "--parameters", "124475904"), NULL, 10);
     const char *directory = bench_option(argc, argv, "--directory", "build/bench_ckpt");
     int rounds = atoi(bench_option(argc, argv, "--rounds", "5")),
-        steps = atoi(bench_option(argc, argv, "--steps", "20"));
+        steps = atoi(bench_option(argc, argv, "--steps", "100"));
     double step_seconds = atof(bench_option(argc, argv, "--step-seconds", "1"));
     b.io = bench_option(argc, argv, "--io", "auto");
     if (parameters < TENSORS || rounds < 0 || rounds > ROUNDS_MAX || steps < 0 || steps > STEPS_MAX ||

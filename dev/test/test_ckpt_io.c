@@ -43,10 +43,20 @@ static void fill(uint8_t *data, size_t bytes, uint32_t seed) {
 
 #define HAS(part) (strstr(err.text, part) != NULL)
 
+/* Reads to back + at, which then holds those bytes of the file and no others. */
+static void read_to(CkptFile *file, uint8_t *back, const uint8_t *data, size_t room, size_t at, size_t bytes,
+                    size_t from) {
+    test_poison(back, room + BLOCK);
+    bool ok = io.body->read(&io, file, back + at, bytes, from, &err);
+    TEST_CHECK(ok && !memcmp(back + at, data + from, bytes), "%s: %zu bytes at %zu", kind, bytes, from);
+    for (size_t i = 0; i < room + BLOCK; i++) ok = ok && (back[i] == 0xff || (i >= at && i < at + bytes));
+    TEST_CHECK(ok, "%s: %zu bytes at %zu: others were written too", kind, bytes, from);
+}
+
 /* Writes of many sizes, all under way at once, then all of it back by reads that are not aligned. */
 static void test_write_read(int flags) {
     enum { BYTES = 40 * BLOCK };
-    uint8_t *data = block_new(BYTES), *back = block_new(BYTES);
+    uint8_t *data = block_new(BYTES), *back = block_new(BYTES + BLOCK);
     CkptFile *file =
         io.body->open(&io, in_folder("segment"), CKPT_IO_READ | CKPT_IO_WRITE | CKPT_IO_CREATE | flags, &err);
     TEST_CHECK(file != NULL, "%s: %s", kind, err.text);
@@ -65,12 +75,14 @@ static void test_write_read(int flags) {
                (unsigned long long)size);
     for (size_t from = 0; from < BYTES; from += 5003)
         for (size_t bytes = 1; bytes <= BYTES - from; bytes = 3 * bytes + 1) {
-            test_poison(back, BYTES);
-            bool ok = io.body->read(&io, file, back, bytes, from, &err);
-            TEST_CHECK(ok && !memcmp(back, data + from, bytes), "%s: %zu bytes at %zu", kind, bytes, from);
+            read_to(file, back, data, BYTES, 0, bytes, from);
+            read_to(file, back, data, BYTES, from % BLOCK, bytes, from); /* aligned as the file is */
         }
     TEST_CHECK(!io.body->read(&io, file, back, 2 * BLOCK, BYTES - BLOCK, &err) && HAS("segment: ends at") &&
                    HAS("cut off"),
+               "%s: %s", kind, err.text);
+    TEST_CHECK(!io.body->read(&io, file, back + 9, 4 * BLOCK, BYTES - 3 * BLOCK + 9, &err) &&
+                   HAS("segment: ends at") && HAS("cut off"),
                "%s: %s", kind, err.text);
     TEST_CHECK(!io.body->read(&io, file, back, 3, BYTES - 2, &err) && HAS("segment: ends at"), "%s: %s", kind,
                err.text);

@@ -16,9 +16,10 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-enum { BOUNCE_BYTES = 1 << 18, WRITE_BYTES_MAX = 1 << 30 };
+enum { ZEROS_BYTES = 1 << 18, READ_BOUNCE_BYTES = 2 << 20, WRITE_BYTES_MAX = 1 << 30 };
 
 static void plain_close(CkptIo *io) {
     io->body = NULL;
@@ -42,7 +43,7 @@ static CkptFile *plain_open(CkptIo *io, const char *path, int flags, Error *err)
     size_t length = strlen(path) + 1;
     CkptFile *file = malloc(sizeof *file + length);
     CHECK(file != NULL);
-    *file = (CkptFile){fd, aligned, direct, (char *)(file + 1)};
+    *file = (CkptFile){.fd = fd, .aligned = aligned, .direct = direct, .path = (char *)(file + 1)};
     memcpy(file->path, path, length);
     return file;
 }
@@ -51,6 +52,7 @@ static void plain_close_file(CkptIo *io, CkptFile *file) {
     (void)io;
     if (!file) return;
     close(file->fd);
+    free(file->bounce);
     free(file);
 }
 
@@ -66,7 +68,7 @@ static bool plain_size(CkptIo *io, CkptFile *file, uint64_t *bytes, Error *err) 
 static bool drop_direct(CkptFile *file, Error *err) {
     int mode = fcntl(file->fd, F_GETFL);
     if (mode < 0 || fcntl(file->fd, F_SETFL, mode & ~O_DIRECT) < 0)
-        return file_error(err, file->path, "write through the page cache");
+        return file_error(err, file->path, "go through the page cache");
     file->direct = false;
     return true;
 }
@@ -74,11 +76,11 @@ static bool drop_direct(CkptFile *file, Error *err) {
 /* Where fallocate is not known (some network file systems): zeros behind what is there. */
 static bool allocate_by_writing(CkptFile *file, uint64_t from, uint64_t bytes) {
     void *zeros;
-    if (posix_memalign(&zeros, CKPT_IO_ALIGN, BOUNCE_BYTES)) return false;
-    memset(zeros, 0, BOUNCE_BYTES);
+    if (posix_memalign(&zeros, CKPT_IO_ALIGN, ZEROS_BYTES)) return false;
+    memset(zeros, 0, ZEROS_BYTES);
     bool ok = true;
     while (ok && from < bytes) {
-        size_t part = BOUNCE_BYTES - (size_t)(from % CKPT_IO_ALIGN);
+        size_t part = ZEROS_BYTES - (size_t)(from % CKPT_IO_ALIGN);
         if (part > bytes - from) part = (size_t)(bytes - from);
         ssize_t n = pwrite(file->fd, zeros, part, (off_t)from);
         if (n > 0) from += (uint64_t)n;
@@ -174,32 +176,56 @@ static bool cut_off(CkptFile *file, size_t bytes, uint64_t offset, uint64_t end,
                      file->path, (unsigned long long)end, bytes, (unsigned long long)offset);
 }
 
-/* O_DIRECT with memory, offset or length that it does not take: by way of aligned blocks. */
-static bool read_bounced(CkptFile *file, void *data, size_t bytes, uint64_t offset, Error *err) {
-    void *bounce;
-    if (posix_memalign(&bounce, CKPT_IO_ALIGN, BOUNCE_BYTES))
-        return error_set(err, "%s: no memory to read it", file->path);
-    bool ok = true;
-    for (size_t done = 0; ok && done < bytes;) {
+static bool make_bounce(CkptFile *file, Error *err) {
+    if (file->bounce || !posix_memalign(&file->bounce, CKPT_IO_ALIGN, READ_BOUNCE_BYTES)) return true;
+    file->bounce = NULL;
+    return error_set(err, "%s: no memory to read it", file->path);
+}
+
+/* Whole blocks into file->bounce, from there to data. */
+static bool read_bounced(CkptFile *file, char *data, size_t bytes, uint64_t offset, Error *err) {
+    if (!make_bounce(file, err)) return false;
+    for (size_t done = 0; done < bytes;) {
         uint64_t at = offset + done, from = at - at % CKPT_IO_ALIGN;
         size_t skip = (size_t)(at - from), got, part;
         size_t span = (skip + (bytes - done) + CKPT_IO_ALIGN - 1) & ~(size_t)(CKPT_IO_ALIGN - 1);
-        ok = read_some(file, bounce, span < BOUNCE_BYTES ? span : BOUNCE_BYTES, from, &got, err);
-        if (ok && got <= skip) ok = cut_off(file, bytes, offset, from + got, err);
-        if (!ok) break;
+        if (!read_some(file, file->bounce, span < READ_BOUNCE_BYTES ? span : READ_BOUNCE_BYTES, from, &got,
+                       err))
+            return false;
+        if (got <= skip) return cut_off(file, bytes, offset, from + got, err);
         part = got - skip < bytes - done ? got - skip : bytes - done;
-        memcpy((char *)data + done, (char *)bounce + skip, part);
+        memcpy(data + done, (char *)file->bounce + skip, part);
         done += part;
     }
-    free(bounce);
-    return ok;
+    return true;
+}
+
+/* O_DIRECT takes whole blocks into aligned memory. Where memory and file are aligned alike, as they are where a run goes on
+ * with the layout that it was saved with, all but the ends goes straight there, and the blocks of the ends come along in the
+ * same request: on a busy disk a small one waits as long as a large one. */
+static bool read_direct(CkptFile *file, char *data, size_t bytes, uint64_t offset, Error *err) {
+    size_t skip = (size_t)(offset % CKPT_IO_ALIGN), head = skip ? CKPT_IO_ALIGN - skip : 0;
+    if ((uintptr_t)data % CKPT_IO_ALIGN != skip || bytes < head + CKPT_IO_ALIGN || bytes >= WRITE_BYTES_MAX)
+        return read_bounced(file, data, bytes, offset, err);
+    size_t tail = (bytes - head) % CKPT_IO_ALIGN, middle = bytes - head - tail;
+    if (!make_bounce(file, err)) return false;
+    char *first = file->bounce, *last = first + CKPT_IO_ALIGN;
+    struct iovec parts[3], *part = parts;
+    if (head) *part++ = (struct iovec){first, CKPT_IO_ALIGN};
+    *part++ = (struct iovec){data + head, middle};
+    if (tail) *part++ = (struct iovec){last, CKPT_IO_ALIGN};
+    ssize_t n = preadv(file->fd, parts, (int)(part - parts), (off_t)(offset - skip));
+    if (n < (ssize_t)(skip + bytes)) /* an interruption, an end or an error: the long way tells which */
+        return read_bounced(file, data, bytes, offset, err);
+    memcpy(data, first + skip, head);
+    memcpy(data + head + middle, last, tail);
+    return true;
 }
 
 static bool plain_read(CkptIo *io, CkptFile *file, void *data, size_t bytes, uint64_t offset, Error *err) {
     (void)io;
     size_t got;
-    if (file->direct && (((uintptr_t)data | bytes | offset) % CKPT_IO_ALIGN) != 0)
-        return read_bounced(file, data, bytes, offset, err);
+    if (file->direct) return read_direct(file, data, bytes, offset, err);
     if (!read_some(file, data, bytes, offset, &got, err)) return false;
     return got == bytes || cut_off(file, bytes, offset, offset + got, err);
 }

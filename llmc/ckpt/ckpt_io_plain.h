@@ -12,6 +12,7 @@ struct CkptFile {
     bool aligned; /* the caller asked for CKPT_IO_DIRECT: keeps to CKPT_IO_ALIGN */
     bool direct;
     char *path;
+    void *bounce; /* aligned blocks on their way to memory that is not; NULL: not needed yet */
 };
 
 extern const CkptIoBody ckpt_io_plain_body;

@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { READ_BYTES = 8 << 20 }; /* at once, where whole chunks are wanted */
-
 /* A piece that is being read. */
 typedef struct {
     CkptReader *reader;
@@ -73,7 +71,7 @@ static bool read_piece(const Piece *p, char *data, uint64_t from, uint64_t to, v
         uint64_t begin = from - from % CKPT_CHUNK, end = begin + CKPT_CHUNK;
         if (end > p->bytes) end = p->bytes;
         if (begin == from && end <= to) {
-            while (end < to && end - begin < READ_BYTES) {
+            while (end < to && end - begin < CKPT_READ_BYTES) {
                 uint64_t next = end + CKPT_CHUNK < p->bytes ? end + CKPT_CHUNK : p->bytes;
                 if (next > to) break;
                 end = next;

@@ -4,7 +4,7 @@
 #include "ckpt/ckpt_reader_internal.h"
 #include <pthread.h>
 
-enum { THREADS_MAX = 16, THREADS = 8, PART_BYTES = 16 << 20 };
+enum { THREADS_MAX = 16, THREADS = 8 };
 
 typedef struct {
     CkptReader *reader;
@@ -28,7 +28,7 @@ static bool next_part(Job *job, CkptWanted *part) {
     bool some = job->next < job->count && !job->failed;
     if (some) {
         *part = job->wanted[job->next];
-        uint64_t element = ckpt_type_bytes(part->type), step = PART_BYTES / element;
+        uint64_t element = ckpt_type_bytes(part->type), step = CKPT_READ_BYTES / element;
         part->data = (char *)part->data + (job->at - part->begin) * element;
         part->begin = job->at;
         const CkptTableTensor *tensor = ckpt_table_tensor(job->table, part->name);

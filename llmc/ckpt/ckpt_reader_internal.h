@@ -5,6 +5,8 @@
 #include "ckpt/ckpt_reader.h"
 #include "ckpt/ckpt_scan.h"
 
+enum { CKPT_READ_BYTES = 8 << 20 }; /* at once: whole chunks */
+
 typedef struct {
     CkptId id;
     uint8_t run[16];

@@ -63,11 +63,12 @@ static void give_slot(Folder *f, Slot *slot) {
 /* Only segments stay open: other files are replaced under their names. */
 static bool open_in_slot(Folder *f, Slot *slot, const char *name, Error *err) {
     char path[FILE_PATH_BYTES];
-    if (slot->file && !strcmp(slot->name, name) && !strncmp(name, "seg/", 4)) return true;
+    bool segment = !strncmp(name, "seg/", 4);
+    if (segment && slot->file && !strcmp(slot->name, name)) return true;
     close_slot_file(slot);
     CHECK_OP(strlen(name), <, CKPT_FILE_NAME_BYTES);
     if (!file_join(path, f->folder, name, err)) return false;
-    slot->file = slot->io.body->open(&slot->io, path, CKPT_IO_READ, err);
+    slot->file = slot->io.body->open(&slot->io, path, CKPT_IO_READ | (segment ? CKPT_IO_DIRECT : 0), err);
     if (slot->file) snprintf(slot->name, sizeof slot->name, "%s", name);
     return slot->file != NULL;
 }
