@@ -1,12 +1,14 @@
 /* bench_ckpt.c: what it costs to save and to restore a checkpoint, beside what the disk can do.
  *
- *   build/bench/bench_ckpt [--parameters=124475904] [--directory=build/bench_ckpt] [--rounds=5] [--steps=100]
- *                          [--step-seconds=1] [--io=auto|uring|plain]
- * Each round does all of these one after the other, on the same memory (parameters and both moments, 12 bytes each):
+ *   build/bench/bench_ckpt [--layers=12] [--directory=build/bench_ckpt] [--rounds=12] [--steps=100] [--step-seconds=1]
+ *                          [--io=auto|uring|plain]
+ * Each round does all of these one after the other, on the same memory (GPT-2's tensors and both moments, as the trainer
+ * saves them):
  *   save       the store: checksums, index, SHARD and COMMIT records, all durable, in recycled segments
- *   raw        the same bytes by the same file operations into a preallocated file, synced: no checksums, no commit
+ *   raw        the same bytes by the same file operations into a free segment, synced: no checksums, no commit. A disk may be
+ *              faster in one place than in another, so both write to all segments, each two rounds after the other
  *   fwrite     a new file by fwrite, then fsync
- *   restore    every byte read from the store, checked, by all threads; raw read: the bytes alone
+ *   restore    every byte read from the store, checked; raw read: the bytes alone, of the segment that raw wrote
  * Then `steps` steps of idle waiting with a checkpoint in each: how long training would have waited for it.
  * Prints a line of medians for each. bench_ckpt_peers.py puts PyTorch beside it. */
 #define _GNU_SOURCE
@@ -14,20 +16,30 @@
 #include "base/log.h"
 #include "bench.h"
 #include "ckpt/ckpt_reader.h"
+#include "model/gpt2.h"
 #include <fcntl.h>
+#include <glob.h>
 #include <math.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { TENSORS = 148, KINDS = 3, ROUNDS_MAX = 100, STEPS_MAX = 10000 };
+enum {
+    LAYERS_MAX = 100,
+    VIEWS_MAX = 3 * (LAYERS_MAX + 1) * NUM_PARAM_TENSORS,
+    ROUNDS_MAX = 100,
+    STEPS_MAX = 10000,
+    KEEP = 2
+};
 static const size_t CHUNK_BYTES = 8 << 20;
 
 typedef struct {
     char *memory;
     size_t bytes, count;
-    TensorView views[TENSORS * KINDS];
-    char staging[FILE_PATH_BYTES], raw[FILE_PATH_BYTES], plain[FILE_PATH_BYTES];
+    TensorView views[VIEWS_MAX];
+    char staging[FILE_PATH_BYTES], plain[FILE_PATH_BYTES];
+    char raw[FILE_PATH_BYTES]; /* the segment that was written last without the store */
     const char *io;
     Ckpt *ckpt;
     uint64_t step;
@@ -45,25 +57,39 @@ static double cpu_seconds(void) {
            1e-6 * (double)(r.ru_utime.tv_usec + r.ru_stime.tv_usec);
 }
 
-/* Three arrays of `parameters` floats in a row, each cut into tensors of uneven sizes. */
-static void make_views(Bench *b, size_t parameters) {
-    b->bytes = KINDS * parameters * sizeof(float);
+static void add_views(Bench *b, const GPT2Config *config, const char *kind, char *base) {
+    for (int layer = -1; layer < config->layers; layer++)
+        for (int t = 0; t < NUM_PARAM_TENSORS; t++) {
+            TensorInfo info = gpt2_tensor(config, t);
+            if ((info.scope == MODEL) != (layer < 0)) continue;
+            TensorView *v = &b->views[b->count++];
+            *v = (TensorView){.type = CKPT_FP32,
+                              .dims = 1,
+                              .shape = {info.rows * info.cols},
+                              .end = info.rows * info.cols,
+                              .data = base + gpt2_tensor_offset(config, t, layer) * sizeof(float)};
+            snprintf(v->name, sizeof v->name, "%s/h.%d.%s", kind, layer, info.name);
+        }
+}
+
+/* Parameters and both moments in a row. */
+static void make_views(Bench *b, int layers) {
+    GPT2Config config = {.context = 1024,
+                         .vocab = 50257,
+                         .vocab_padded = 50304,
+                         .layers = layers,
+                         .heads = 12,
+                         .channels = 768};
+    size_t bytes = gpt2_param_count(&config) * sizeof(float);
+    b->bytes = 3 * bytes;
     b->memory =
         device_alloc(b->bytes + CKPT_IO_ALIGN); /* as the trainer's tensors; the raw writer ends a block */
     if (!b->memory) fail("no memory for the state");
     uint32_t *words = (uint32_t *)(void *)b->memory;
     for (size_t i = 0; i < b->bytes / 4; i++) words[i] = (uint32_t)i * 2654435761u;
-    for (size_t k = 0; k < KINDS; k++)
-        for (size_t t = 0; t < TENSORS; t++) {
-            size_t begin = parameters * t / TENSORS, end = parameters * (t + 1) / TENSORS;
-            TensorView *v = &b->views[b->count++];
-            *v = (TensorView){.type = CKPT_FP32,
-                              .dims = 1,
-                              .shape = {end - begin},
-                              .end = end - begin,
-                              .data = b->memory + (k * parameters + begin) * sizeof(float)};
-            snprintf(v->name, sizeof v->name, "%s/t%03zu", k == 0 ? "params" : k == 1 ? "m" : "v", t);
-        }
+    add_views(b, &config, "params", b->memory);
+    add_views(b, &config, "adamw_m", b->memory + bytes);
+    add_views(b, &config, "adamw_v", b->memory + 2 * bytes);
 }
 
 static void open_store(Bench *b) {
@@ -77,7 +103,7 @@ static void open_store(Bench *b) {
                          .run = "bench_ckpt",
                          .payload_bytes = b->bytes,
                          .views_max = (int)b->count,
-                         .keep = 1,
+                         .keep = KEEP,
                          .policy = CKPT_POLICY_LAZY};
     if (!file_make_directory(b->staging, &err) || !ckpt_reader_open(&reader, b->staging, &err))
         fail(err.text);
@@ -96,16 +122,36 @@ static void save(Bench *b, char *unused) {
     if (!ckpt_wait(b->ckpt, 600)) fail(ckpt_status(b->ckpt).error.text);
 }
 
+/* The segment that was written longest ago: free, and the one after that which the store takes next. */
+static void find_raw(Bench *b) {
+    char pattern[FILE_PATH_BYTES];
+    Error err;
+    glob_t found;
+    struct stat s;
+    struct timespec oldest = {0};
+    if (!file_join(pattern, b->staging, "seg/*.seg", &err)) fail(err.text);
+    if (glob(pattern, 0, NULL, &found) || found.gl_pathc < KEEP + 2) fail("segments are missing");
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        if (stat(found.gl_pathv[i], &s)) fail("a segment is gone");
+        bool older = s.st_mtim.tv_sec != oldest.tv_sec ? s.st_mtim.tv_sec < oldest.tv_sec
+                                                       : s.st_mtim.tv_nsec < oldest.tv_nsec;
+        if (i && !older) continue;
+        oldest = s.st_mtim;
+        snprintf(b->raw, sizeof b->raw, "%s", found.gl_pathv[i]);
+    }
+    globfree(&found);
+}
+
 static void write_raw(Bench *b, char *unused) {
     (void)unused;
     Error err;
     CkptIo io;
     const char *why;
+    find_raw(b);
     if (!ckpt_io_open(&io, b->io, &why, &err)) fail(err.text);
-    CkptFile *file =
-        io.body->open(&io, b->raw, CKPT_IO_READ | CKPT_IO_WRITE | CKPT_IO_CREATE | CKPT_IO_DIRECT, &err);
+    CkptFile *file = io.body->open(&io, b->raw, CKPT_IO_READ | CKPT_IO_WRITE | CKPT_IO_DIRECT, &err);
     size_t whole = (b->bytes + CKPT_IO_ALIGN - 1) / CKPT_IO_ALIGN * CKPT_IO_ALIGN;
-    if (!file || !io.body->allocate(&io, file, whole, &err)) fail(err.text);
+    if (!file) fail(err.text);
     for (size_t at = 0; at < whole; at += CHUNK_BYTES) {
         size_t n = whole - at < CHUNK_BYTES ? whole - at : CHUNK_BYTES;
         if (!io.body->write(&io, file, b->memory + at, n, at, &err)) fail(err.text);
@@ -139,7 +185,7 @@ static void restore(Bench *b, char *into) {
     const CkptInfo *list;
     if (!ckpt_reader_open(&reader, b->staging, &err)) fail(err.text);
     if (!ckpt_reader_list(reader, &list)) fail("nothing to restore");
-    static CkptWanted wanted[TENSORS * KINDS];
+    static CkptWanted wanted[VIEWS_MAX];
     for (size_t i = 0; i < b->count; i++) {
         const TensorView *v = &b->views[i];
         wanted[i] = (CkptWanted){v->name, v->type, 0, v->end, into + ((const char *)v->data - b->memory)};
@@ -152,14 +198,14 @@ static void read_raw(Bench *b, char *into) {
     bool ok = true;
     int fd = open(b->raw, O_RDONLY | O_DIRECT);
     if (fd < 0) fd = open(b->raw, O_RDONLY);
-    if (fd < 0) fail("raw file is gone");
+    if (fd < 0) fail("the raw segment is gone");
 #pragma omp parallel for schedule(dynamic)
     for (size_t at = 0; at < b->bytes; at += CHUNK_BYTES) {
         size_t n = b->bytes - at < CHUNK_BYTES ? b->bytes - at : CHUNK_BYTES;
         size_t whole = (n + CKPT_IO_ALIGN - 1) / CKPT_IO_ALIGN * CKPT_IO_ALIGN;
         if (pread(fd, into + at, whole, (off_t)at) < (ssize_t)n) ok = false;
     }
-    if (!ok) fail("raw file cannot be read");
+    if (!ok) fail("the raw segment cannot be read");
     close(fd);
 }
 
@@ -189,8 +235,7 @@ static void run_rounds(Bench *b, int rounds) {
     char *into = device_alloc(b->bytes + CHUNK_BYTES);
     if (!into) fail("no memory to restore into");
     memset(into, 0, b->bytes + CHUNK_BYTES);
-    for (int i = 0; i < 4; i++) save(b, NULL); /* every segment has been written once */
-    double share[ROUNDS_MAX], faster[ROUNDS_MAX], read[ROUNDS_MAX];
+    for (int i = 0; i < KEEP + 2; i++) save(b, NULL); /* every segment has been written once */
     for (int r = -1; r < rounds; r++)
         for (int i = 0; i < NUM_ROWS; i++) {
             if (i >= RESTORE) drop_caches(b);
@@ -199,20 +244,19 @@ static void run_rounds(Bench *b, int rounds) {
             if (i == RESTORE && memcmp(into, b->memory, b->bytes) != 0)
                 fail("restored other bytes than were saved");
         }
-    for (int r = 0; r < rounds; r++) {
-        share[r] = rows[RAW].seconds[r] / rows[SAVE].seconds[r];
-        faster[r] = rows[FWRITE].seconds[r] / rows[SAVE].seconds[r];
-        read[r] = rows[READ].seconds[r] / rows[RESTORE].seconds[r];
-    }
     printf("%-10s %9s %8s %9s\n", "", "seconds", "GB/s", "CPU s/GB");
+    double median[NUM_ROWS];
     for (int i = 0; i < NUM_ROWS; i++) {
-        double s = bench_median(rows[i].seconds, rounds), c = bench_median(rows[i].cpu, rounds);
-        printf("%-10s %9.3f %8.2f %9.3f\n", rows[i].name, s, 1e-9 * (double)b->bytes / s,
-               c / (1e-9 * (double)b->bytes));
+        double cpu = bench_median(rows[i].cpu, rounds);
+        median[i] = bench_median(rows[i].seconds, rounds);
+        printf("%-10s %9.3f %8.2f %9.3f\n", rows[i].name, median[i], 1e-9 * (double)b->bytes / median[i],
+               cpu / (1e-9 * (double)b->bytes));
     }
-    printf("save: %.1f%% of the raw writer's bandwidth, %.2fx fwrite + fsync (medians of %d rounds)\n",
-           100 * bench_median(share, rounds), bench_median(faster, rounds), rounds);
-    printf("restore: %.1f%% of the raw reader's bandwidth\n", 100 * bench_median(read, rounds));
+    printf("save: %.1f%% of the raw writer's bandwidth, %.2fx fwrite + fsync; restore: %.1f%% of the raw "
+           "reader's "
+           "(medians of %d rounds)\n",
+           100 * median[RAW] / median[SAVE], median[FWRITE] / median[SAVE],
+           100 * median[READ] / median[RESTORE], rounds);
     device_free(into, b->bytes + CHUNK_BYTES);
 }
 
@@ -246,22 +290,21 @@ static void run_steps(Bench *b, int steps, double step_seconds) {
 int main(int argc, char **argv) {
     static Bench b;
     Error err;
-    size_t parameters = (size_t)strtoull(bench_option(argc, argv, "--parameters", "124475904"), NULL, 10);
     const char *directory = bench_option(argc, argv, "--directory", "build/bench_ckpt");
-    int rounds = atoi(bench_option(argc, argv, "--rounds", "5")),
+    int layers = atoi(bench_option(argc, argv, "--layers", "12"));
+    int rounds = atoi(bench_option(argc, argv, "--rounds", "12")),
         steps = atoi(bench_option(argc, argv, "--steps", "100"));
     double step_seconds = atof(bench_option(argc, argv, "--step-seconds", "1"));
     b.io = bench_option(argc, argv, "--io", "auto");
-    if (parameters < TENSORS || rounds < 0 || rounds > ROUNDS_MAX || steps < 0 || steps > STEPS_MAX ||
-        !(step_seconds >= 0))
+    if (layers < 1 || layers > LAYERS_MAX || rounds < 0 || rounds > ROUNDS_MAX || steps < 0 ||
+        steps > STEPS_MAX || !(step_seconds >= 0))
         fail("bad option (the head of bench_ckpt.c lists them)");
     DeviceConfig device = {0, PRECISION_FP32, "auto"};
     log_open(0, true);
     if (!device_open(&device, &err) || !file_make_directory(directory, &err) ||
-        !file_join(b.staging, directory, "staging", &err) || !file_join(b.raw, directory, "raw", &err) ||
-        !file_join(b.plain, directory, "plain", &err))
+        !file_join(b.staging, directory, "staging", &err) || !file_join(b.plain, directory, "plain", &err))
         fail(err.text);
-    make_views(&b, parameters);
+    make_views(&b, layers);
     open_store(&b);
     printf("%.3f GB in %zu tensors, %s, through %s\n", 1e-9 * (double)b.bytes, b.count, directory,
            ckpt_status(b.ckpt).io);

@@ -2,7 +2,7 @@
 """Saving a checkpoint, beside PyTorch: torch.save + fsync, and torch.distributed.checkpoint's save and async_save, of the
 same bytes on the same disk, one after the other in each round.
 
-    make benches && python3 dev/bench/bench_ckpt_peers.py [parameters] [rounds] [folder]     (124475904 3 build/bench_ckpt)
+    make benches && python3 dev/bench/bench_ckpt_peers.py [layers] [rounds] [folder]     (12 3 build/bench_ckpt)
 
 Prints what a round measured, and the ratios of medians. Needs torch (pip install torch==2.13.0).
 """
@@ -18,15 +18,18 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-PARAMETERS = int(sys.argv[1]) if len(sys.argv) > 1 else 124475904
+LAYERS = int(sys.argv[1]) if len(sys.argv) > 1 else 12
 ROUNDS = int(sys.argv[2]) if len(sys.argv) > 2 else 3
 FOLDER = os.path.abspath(sys.argv[3] if len(sys.argv) > 3 else "build/bench_ckpt")
 BENCH = os.path.join(os.environ.get("BUILD", "build"), "bench", "bench_ckpt")
-TENSORS = 148
+CHANNELS = 768
+SIZES = [50304 * CHANNELS, 1024 * CHANNELS, CHANNELS, CHANNELS] + LAYERS * [
+    CHANNELS, CHANNELS, 3 * CHANNELS**2, 3 * CHANNELS, CHANNELS**2, CHANNELS, CHANNELS, CHANNELS, 4 * CHANNELS**2, 4 * CHANNELS,
+    4 * CHANNELS**2, CHANNELS]
 
 
 def ours():
-    out = subprocess.run([BENCH, f"--parameters={PARAMETERS}", f"--directory={FOLDER}", "--rounds=1", "--steps=10"],
+    out = subprocess.run([BENCH, f"--layers={LAYERS}", f"--directory={FOLDER}", "--rounds=1", "--steps=10"],
                          capture_output=True, text=True, check=True).stdout
     stall = re.search(r"waits ([\d.]+) ms \(median\), ([\d.]+) ms \(p99\)", out)
     return {"save": float(re.search(r"save +([\d.]+)", out)[1]), "stall": float(stall[1]) / 1e3, "stall p99": float(stall[2]) / 1e3}
@@ -66,8 +69,7 @@ def dcp_async(state):
 def main():
     os.makedirs(FOLDER, exist_ok=True)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    sizes = [PARAMETERS * (i + 1) // TENSORS - PARAMETERS * i // TENSORS for i in range(TENSORS)]
-    state = {f"{kind}.{i}": torch.rand(n) for kind in ("params", "m", "v") for i, n in enumerate(sizes)}
+    state = {f"{kind}.{i}": torch.rand(n) for kind in ("params", "m", "v") for i, n in enumerate(SIZES)}
     rows = []
     for round_ in range(ROUNDS):
         row = ours()

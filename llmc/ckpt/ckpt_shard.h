@@ -9,7 +9,7 @@
 #include "ckpt/ckpt_io.h"
 #include "ckpt/ckpt_table.h"
 
-enum { CKPT_BOUNCE_BYTES = 1 << 18, CKPT_BOUNCES = 8, CKPT_WRITE_BYTES = 4 << 20 };
+enum { CKPT_BOUNCE_BYTES = 1 << 18, CKPT_BOUNCES = 8, CKPT_WRITE_BYTES = 8 << 20 };
 
 /* A view on its way. */
 typedef struct {
