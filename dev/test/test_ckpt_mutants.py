@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """test_ckpt_mutants.py: can the crash test of the checkpoint store fail? Breaks the store in one place at a time, such as a
-sync that is left out, and expects test_ckpt_crash (of bit rot: test_ckpt_flips) to find each. Breakages that show only after a second failure, such as
-a disk that fails while a killed run recovers, take millions of states and are left to long runs.
+sync that is left out, and expects test_ckpt_crash (of reading: test_ckpt_flips, test_ckpt_read_all) to find each. Breakages that
+show only after a second failure, such as a disk that fails while a killed run recovers, take millions of states and are left to
+long runs.
 
     test_ckpt_mutants.py [--states=N] [NAME...]"""
 import os
@@ -53,15 +54,21 @@ MUTANTS = {
         "ckpt_log.c", "log->blocks = at / CKPT_BLOCK + last + 1;", "log->blocks = at / CKPT_BLOCK + last;"),
     "memory-released-early": (
         "ckpt_shard_write.c", "    bool ok = submit(&s, w->header", "    released(ctx);\n    bool ok = submit(&s, w->header"),
+    "only-first-of-row-checked": (
+        "ckpt_read.c", "        if (!check_chunks(&p, part->data,", "        if (i == 0 && !check_chunks(&p, part->data,"),
+    "row-not-in-memory": (
+        "ckpt_read_all.c", "(char *)b->wanted.data == (char *)a->wanted.data + a->bytes", "true"),
+    "row-not-in-file": ("ckpt_read_all.c", "b->offset == a->offset + a->bytes", "true"),
 }
-ROT = {"chunk-not-checked"}
+READING = {"chunk-not-checked": "test_ckpt_flips", "only-first-of-row-checked": "test_ckpt_read_all",
+           "row-not-in-memory": "test_ckpt_read_all", "row-not-in-file": "test_ckpt_read_all"}
 
 
 def build(folder, name, file, text):
     source, program = f"{folder}/{name}.c", f"{folder}/{name}"
     with open(source, "w") as f:
         f.write(text)
-    parts = ["test_ckpt_flips"] if name in ROT else ["test_ckpt_crash", "ckpt_io_sim", "ckpt_sim_disk"]
+    parts = [READING[name]] if name in READING else ["test_ckpt_crash", "ckpt_io_sim", "ckpt_sim_disk"]
     objects = [f"{BUILD}/dev/test/{part}.o" for part in parts]
     subprocess.run([CC, "-std=c11", "-O1", "-fopenmp", "-Illmc", "-w", "-o", program, source, *objects,
                     f"{BUILD}/libtoroid.a", *libraries(), "-lm", "-lpthread"], check=True)
@@ -76,8 +83,8 @@ def libraries():
 def main():
     wanted = [a for a in sys.argv[1:] if not a.startswith("--")]
     states = next((a for a in sys.argv[1:] if a.startswith("--states=")), "--states=60000")
-    subprocess.run(["make", "-s", f"BUILD={BUILD}", f"CC={CC}", f"{BUILD}/test/test_ckpt_crash",
-                    f"{BUILD}/test/test_ckpt_flips"], check=True)
+    subprocess.run(["make", "-s", f"BUILD={BUILD}", f"CC={CC}",
+                    *(f"{BUILD}/test/{test}" for test in {"test_ckpt_crash", *READING.values()})], check=True)
     failures = 0
     with tempfile.TemporaryDirectory() as folder:
         for name, (file, there, instead) in MUTANTS.items():
@@ -92,7 +99,7 @@ def main():
             program = build(folder, name, file, text.replace(there, instead))
             start = time.monotonic()
             try:
-                result = subprocess.run([program] if name in ROT else [program, states], capture_output=True, text=True, timeout=120)
+                result = subprocess.run([program] if name in READING else [program, states], capture_output=True, text=True, timeout=120)
                 said = next((line for line in (result.stdout + result.stderr).splitlines() if line), "")
                 caught = result.returncode != 0
             except subprocess.TimeoutExpired:

@@ -51,17 +51,25 @@ static bool chunk_error(const Piece *p, uint64_t at, Error *err) {
 }
 
 /* Bytes [from, from + bytes) of the piece, which are whole chunks (the piece's last may be short). */
-static bool read_chunks(const Piece *p, void *data, uint64_t from, size_t bytes, Error *err) {
-    Error why;
-    CkptSource *source = p->reader->source;
-    if (!source->read(source, p->name, data, bytes, p->piece->offset + from, &why))
-        return error_set(err, "checkpoint %s, tensor %s: %s (use an older checkpoint, or a copy of this one)",
-                         ckpt_id_text(id_of(p->table)).text, p->tensor->name, why.text);
+static bool check_chunks(const Piece *p, const char *data, uint64_t from, size_t bytes, Error *err) {
     for (size_t at = 0; at < bytes; at += CKPT_CHUNK) {
         size_t n = bytes - at < CKPT_CHUNK ? bytes - at : CKPT_CHUNK;
-        if (!chunk_is_whole(p, from + at, (char *)data + at, n)) return chunk_error(p, from + at, err);
+        if (!chunk_is_whole(p, from + at, data + at, n)) return chunk_error(p, from + at, err);
     }
     return true;
+}
+
+/* `bytes` bytes of the piece's file, from its byte `from` on: not checked yet. */
+static bool read_bytes(const Piece *p, void *data, uint64_t from, size_t bytes, Error *err) {
+    Error why;
+    CkptSource *source = p->reader->source;
+    return source->read(source, p->name, data, bytes, p->piece->offset + from, &why) ||
+           error_set(err, "checkpoint %s, tensor %s: %s (use an older checkpoint, or a copy of this one)",
+                     ckpt_id_text(id_of(p->table)).text, p->tensor->name, why.text);
+}
+
+static bool read_chunks(const Piece *p, void *data, uint64_t from, size_t bytes, Error *err) {
+    return read_bytes(p, data, from, bytes, err) && check_chunks(p, data, from, bytes, err);
 }
 
 /* Bytes [from, to) of the piece: whole chunks straight into data, others by way of *scratch (CKPT_CHUNK, made when it is
@@ -124,6 +132,23 @@ bool ckpt_reader_read(CkptReader *r, CkptId id, const char *name, CkptType type,
     }
     free(scratch);
     return ok;
+}
+
+bool ckpt_read_row(CkptReader *r, const CkptTable *t, const CkptWanted *parts, size_t count, Error *err) {
+    size_t bytes = 0;
+    for (size_t i = 0; i < count; i++)
+        bytes += (parts[i].end - parts[i].begin) * ckpt_type_bytes(parts[i].type);
+    for (size_t i = 0; i < count; i++) {
+        const CkptWanted *part = &parts[i];
+        const CkptTableTensor *tensor = ckpt_table_tensor(t, part->name);
+        Piece p = piece_open(r, t, tensor, ckpt_table_piece(t, tensor, part->begin));
+        size_t element = ckpt_type_bytes(part->type);
+        uint64_t from = (part->begin - p.piece->begin) * element;
+        if (i == 0 && !read_bytes(&p, part->data, from, bytes, err)) return false;
+        if (!check_chunks(&p, part->data, from, (size_t)(part->end - part->begin) * element, err))
+            return false;
+    }
+    return true;
 }
 
 /* ---- verify ---- */

@@ -4,7 +4,7 @@
 #include "ckpt/ckpt_reader_internal.h"
 #include <pthread.h>
 
-enum { THREADS_MAX = 16, THREADS = 8 };
+enum { THREADS_MAX = 16, THREADS = 8, ROW_MAX = 64 };
 
 typedef struct {
     CkptReader *reader;
@@ -18,39 +18,74 @@ typedef struct {
     Error error;
 } Job;
 
-/* The next part of a range, cut where parts of its piece end so that no chunk is read twice; false: none is left. */
-static bool next_part(Job *job, CkptWanted *part) {
-    pthread_mutex_lock(&job->mutex);
+/* A part of a wanted range, and where it lies. */
+typedef struct {
+    CkptWanted wanted;
+    const CkptTablePiece *piece; /* that all of it lies in, as whole chunks; NULL: it does not */
+    uint64_t bytes, offset;      /* in the piece's file */
+} Part;
+
+/* What comes next, of at most `room` bytes, or of one chunk; cut where chunks end so that none is read twice. */
+static bool next_part(Job *job, uint64_t room, Part *part) {
     while (job->next < job->count && job->at >= job->wanted[job->next].end) {
         job->next++;
         job->at = job->next < job->count ? job->wanted[job->next].begin : 0;
     }
-    bool some = job->next < job->count && !job->failed;
-    if (some) {
-        *part = job->wanted[job->next];
-        uint64_t element = ckpt_type_bytes(part->type), step = CKPT_READ_BYTES / element;
-        part->data = (char *)part->data + (job->at - part->begin) * element;
-        part->begin = job->at;
-        const CkptTableTensor *tensor = ckpt_table_tensor(job->table, part->name);
-        const CkptTablePiece *piece = tensor ? ckpt_table_piece(job->table, tensor, part->begin) : NULL;
-        if (piece && piece->end > part->begin) {
-            uint64_t until = piece->begin + ((part->begin - piece->begin) / step + 1) * step;
-            if (until > piece->end) until = piece->end;
-            if (until < part->end) part->end = until;
-        }
-        job->at = part->end;
+    if (job->next == job->count) return false;
+    CkptWanted *w = &part->wanted;
+    *w = job->wanted[job->next];
+    uint64_t element = ckpt_type_bytes(w->type);
+    w->data = (char *)w->data + (job->at - w->begin) * element;
+    w->begin = job->at;
+    part->piece = NULL;
+    part->bytes = part->offset = 0;
+    const CkptTableTensor *tensor = ckpt_table_tensor(job->table, w->name);
+    const CkptTablePiece *piece = tensor ? ckpt_table_piece(job->table, tensor, w->begin) : NULL;
+    if (!piece || piece->end <= w->begin || tensor->type != (uint32_t)w->type) return true;
+    uint64_t from = (w->begin - piece->begin) * element, to = (from + room) / CKPT_CHUNK * CKPT_CHUNK;
+    if (to <= from) to = (from / CKPT_CHUNK + 1) * CKPT_CHUNK;
+    uint64_t end = piece->begin + to / element;
+    if (end > piece->end) end = piece->end;
+    if (w->end > end) w->end = end;
+    if (from % CKPT_CHUNK == 0 && w->end == end) part->piece = piece;
+    part->bytes = (w->end - w->begin) * element;
+    part->offset = piece->offset + from;
+    return true;
+}
+
+static bool follows(const Part *a, const Part *b) {
+    return a->piece && b->piece && a->piece->source == b->piece->source &&
+           b->offset == a->offset + a->bytes && (char *)b->wanted.data == (char *)a->wanted.data + a->bytes;
+}
+
+/* Takes parts as long as they follow each other: tensors are small and many, requests should be large. Returns their
+ * number; 0: nothing is left. */
+static size_t take_row(Job *job, CkptWanted row[ROW_MAX]) {
+    Part part, last = {0};
+    size_t count = 0;
+    uint64_t room = CKPT_READ_BYTES;
+    pthread_mutex_lock(&job->mutex);
+    while (count < ROW_MAX && !job->failed && next_part(job, room, &part)) {
+        if (count && (!follows(&last, &part) || part.bytes > room)) break;
+        row[count++] = part.wanted;
+        job->at = part.wanted.end;
+        last = part;
+        if (!part.piece) break;
+        room = part.bytes < room ? room - part.bytes : 0;
     }
     pthread_mutex_unlock(&job->mutex);
-    return some;
+    return count;
 }
 
 static void *work(void *ctx) {
     Job *job = ctx;
-    CkptWanted part;
+    CkptWanted row[ROW_MAX];
+    size_t count;
     Error err;
-    while (next_part(job, &part)) {
-        if (ckpt_reader_read(job->reader, job->id, part.name, part.type, part.begin, part.end, part.data,
-                             &err))
+    while ((count = take_row(job, row))) {
+        if (count > 1 ? ckpt_read_row(job->reader, job->table, row, count, &err)
+                      : ckpt_reader_read(job->reader, job->id, row->name, row->type, row->begin, row->end,
+                                         row->data, &err))
             continue;
         pthread_mutex_lock(&job->mutex);
         if (!job->failed) job->error = err;

@@ -34,5 +34,9 @@ struct CkptReader {
     size_t count;
 };
 
+/* Parts that are whole chunks of the stored type, one behind the other in a file and in memory alike: by one request, and
+ * each checked. */
+bool ckpt_read_row(CkptReader *reader, const CkptTable *table, const CkptWanted *parts, size_t count,
+                   Error *err);
 const CkptLoaded *ckpt_reader_find(const CkptReader *reader, CkptId id, Error *err);
 #endif
