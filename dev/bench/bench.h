@@ -6,12 +6,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+static uint64_t bench_options_read; /* bit i: argv[i] was asked for */
+
 /* The value of `--name=value` on the command line, or the fallback; name with its dashes. */
 static inline const char *bench_option(int argc, char **argv, const char *name, const char *fallback) {
     size_t length = strlen(name);
-    for (int i = 1; i < argc; i++)
-        if (!strncmp(argv[i], name, length) && argv[i][length] == '=') return argv[i] + length + 1;
+    for (int i = 1; i < argc && i < 64; i++)
+        if (!strncmp(argv[i], name, length) && argv[i][length] == '=') {
+            bench_options_read |= (uint64_t)1 << i;
+            return argv[i] + length + 1;
+        }
     return fallback;
+}
+
+/* After the last bench_option: ends the program if there is anything on the command line that none of them read. */
+static inline void bench_options_end(int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        if (i < 64 && bench_options_read >> i & 1) continue;
+        fprintf(stderr,
+                "error: '%.100s' is no option of this benchmark, or stands twice (the head of its source "
+                "lists them)\n",
+                argv[i]);
+        exit(1);
+    }
 }
 
 static inline int bench_compare(const void *a, const void *b) {

@@ -296,6 +296,7 @@ int main(int argc, char **argv) {
         steps = atoi(bench_option(argc, argv, "--steps", "100"));
     double step_seconds = atof(bench_option(argc, argv, "--step-seconds", "1"));
     b.io = bench_option(argc, argv, "--io", "auto");
+    bench_options_end(argc, argv);
     if (layers < 1 || layers > LAYERS_MAX || rounds < 0 || rounds > ROUNDS_MAX || steps < 0 ||
         steps > STEPS_MAX || !(step_seconds >= 0))
         fail("bad option (the head of bench_ckpt.c lists them)");

@@ -80,6 +80,7 @@ int main(int argc, char **argv) {
            window = number("--window", "0");
     runs = (int)number("--runs", "20");
     std::string lengths = bench_option(argc, argv, "--T", "1024,4096");
+    bench_options_end(argc, argv);
     if (runs < 1 || !B || !NH || !HS || !device_open(&config, &err)) {
         fprintf(stderr, "bench_cuda: %s\n", runs < 1 || !B || !NH || !HS ? "bad option" : err.text);
         return EXIT_FAILED;

@@ -19,6 +19,7 @@ int main(int argc, char **argv) {
     const DeviceConfig device = {.threads = atoi(bench_option(argc, argv, "--threads", "0")),
                                  .precision = PRECISION_BF16,
                                  .isa = "auto"};
+    bench_options_end(argc, argv);
     enum { WARM_UP = 8, TOKENS_MAX = 1000 };
     static double ms[TOKENS_MAX];
     GPT2 m;

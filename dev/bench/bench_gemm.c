@@ -124,6 +124,8 @@ int main(int argc, char **argv) {
         layers = atoi(bench_option(argc, argv, "--layers", "4"));
     DeviceConfig config = {atoi(bench_option(argc, argv, "--threads", "0")), precision,
                            bench_option(argc, argv, "--isa", "auto")};
+    const char *lengths = bench_option(argc, argv, "--M", "256,1024,4096");
+    bench_options_end(argc, argv);
     Error err;
     if (rounds < 1 || rounds > ROUNDS_MAX || layers < 1) {
         fprintf(stderr, "--rounds: 1 to %d; --layers: 1 or more\n", ROUNDS_MAX);
@@ -134,8 +136,7 @@ int main(int argc, char **argv) {
         return EXIT_USAGE;
     }
     fprintf(stderr, "%s\n", device_describe());
-    for (const char *m = bench_option(argc, argv, "--M", "256,1024,4096"); m && *m;
-         m = strchr(m, ',') ? strchr(m, ',') + 1 : "") {
+    for (const char *m = lengths; *m; m = strchr(m, ',') ? strchr(m, ',') + 1 : "") {
         Shape shapes[] = {{.name = "qkv", .C = 768, .OC = 2304, .per_step = 12},
                           {.name = "attn", .C = 768, .OC = 768, .per_step = 12},
                           {.name = "fc", .C = 768, .OC = 3072, .per_step = 12},

@@ -219,6 +219,8 @@ int main(int argc, char **argv) {
         strcmp(bench_option(argc, argv, "--precision", "fp32"), "bf16") ? PRECISION_FP32 : PRECISION_BF16;
     DeviceConfig config = {atoi(bench_option(argc, argv, "--threads", "0")), precision,
                            bench_option(argc, argv, "--isa", "auto")};
+    size_t only = (size_t)atoi(bench_option(argc, argv, "--only", "0"));
+    bench_options_end(argc, argv);
     Error err;
     if (rounds < 1 || rounds > ROUNDS_MAX || !device_open(&config, &err)) {
         fprintf(stderr, "bench_kernels: %s\n", rounds < 1 || rounds > ROUNDS_MAX ? "bad --rounds" : err.text);
@@ -233,7 +235,6 @@ int main(int argc, char **argv) {
     tokens = device_alloc(ROWS_MAX * sizeof *tokens), targets = device_alloc(ROWS_MAX * sizeof *targets);
     if (!tokens || !targets) return 1;
     for (size_t i = 0; i < ROWS_MAX; i++) tokens[i] = targets[i] = (int32_t)(i * 7919 % V);
-    size_t only = (size_t)atoi(bench_option(argc, argv, "--only", "0"));
     bench_training(rounds, only);
     if (!only) bench_decode(rounds);
     return 0;

@@ -38,6 +38,7 @@ int main(int argc, char **argv) {
     bool is_gpu = !device_memory_is_host();
     bool again = !strcmp(bench_option(argc, argv, "--recompute", is_gpu ? "no" : "yes"), "yes");
     int head_rows = atoi(bench_option(argc, argv, "--head-rows", is_gpu ? "16384" : "1024"));
+    bench_options_end(argc, argv);
     GPT2 m;
     AdamW o;
     Error err;

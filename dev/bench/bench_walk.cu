@@ -160,6 +160,7 @@ int main(int argc, char **argv) {
     double batches = number("--batches", "8"), bandwidth = 1e12 * number("--bandwidth", "4.0");
     double peak = 1e12 * number("--tflops", "700"), bounds = 0, total = 0;
     int runs = (int)number("--runs", "10");
+    bench_options_end(argc, argv);
     bool good = B && T && T <= CONTEXT && rows && batches >= 1 && bandwidth > 0 && peak > 0 && runs >= 0;
     if (!good || (runs && !device_open(&config, &err))) {
         fprintf(stderr, "bench_walk: %s\n", good ? err.text : "bad option");

@@ -54,7 +54,8 @@ static size_t pack(Generator *g, const GPT2Config *config, WeightType type, char
     return at;
 }
 
-size_t generator_bytes(const GPT2Config *config, WeightType type) {
+/* What generator_init allocates. */
+static size_t generator_bytes(const GPT2Config *config, WeightType type) {
     Generator g = {0};
     return pack(&g, config, type, NULL, layout(&g, config, NULL));
 }

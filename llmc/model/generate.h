@@ -24,8 +24,6 @@ typedef struct {
     int length; /* tokens in the cache */
 } Generator;
 
-/* Bytes that generator_init allocates. */
-size_t generator_bytes(const GPT2Config *config, WeightType type);
 /* The model must outlive the generator; its activations are not used. */
 bool generator_init(Generator *g, const GPT2 *model, WeightType type, Error *err);
 void generator_free(Generator *g);
