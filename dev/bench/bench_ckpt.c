@@ -45,7 +45,7 @@ typedef struct {
     uint64_t step;
 } Bench;
 
-static void fail(const char *text) {
+_Noreturn static void fail(const char *text) {
     fprintf(stderr, "bench_ckpt: %s\n", text);
     exit(1);
 }
