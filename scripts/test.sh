@@ -94,7 +94,7 @@ fi
 # --- builds ---
 tests() { for f in dev/test/test_*.c; do basename "$f" .c; done; }
 build() { make -j"$jobs" BUILD="$1" "${@:2}"; }
-build_clang() { build build/clang CC=clang build/clang/train_gpt2 build/clang/test_gpt2 tests; }
+build_clang() { build build/clang CC=clang build/clang/train_gpt2 build/clang/test_gpt2 tests benches; }
 build_openblas() { # kernels of one instruction set: they are not what is tested here; -O2: some warnings come with it alone
     build build/openblas BLAS=openblas CPU_ISAS=portable OPT=-O2 build/openblas/test/test_matmul build/openblas/test_gpt2
 }
