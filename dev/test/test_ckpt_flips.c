@@ -5,10 +5,7 @@
  *   test_ckpt_flips [--bytes=N]    of the checkpoint (6,000,000) */
 #define _GNU_SOURCE
 #include "base/log.h"
-#include "ckpt/ckpt_reader.h"
-#include "test.h"
-#include "test_folder.h"
-#include <fcntl.h>
+#include "ckpt_rot.h"
 
 enum { CHUNK = 1 << 20, BLOCK = 4096, SMALL = 1000 };
 
@@ -28,10 +25,7 @@ static void save(Ckpt *ckpt, uint64_t step) {
         {.name = "small", .dims = 1, .shape = {SMALL}, .end = SMALL, .data = small},
     };
     fill(step);
-    CHECK(ckpt_begin(ckpt, step, views, 2, &err) && ckpt_wait(ckpt, 600));
-    ckpt_fence(ckpt);
-    ckpt_commit(ckpt, step, false);
-    CHECK(ckpt_wait(ckpt, 600));
+    rot_save(ckpt, step, views, 2);
 }
 
 /* Reads a checkpoint; false: something was refused, which is in err. What is not refused must be right. */
@@ -58,39 +52,6 @@ static uint64_t count_bad(CkptId id) {
     return ok ? bad : bad + !bad;
 }
 
-static void flip(int fd, uint64_t at, int bit) {
-    uint8_t byte;
-    CHECK(pread(fd, &byte, 1, (off_t)at) == 1);
-    byte ^= (uint8_t)(1u << bit);
-    CHECK(pwrite(fd, &byte, 1, (off_t)at) == 1);
-}
-
-/* Where this tensor's bytes begin in a file; -1: not there. */
-static off_t find(const char *path, const void *data) {
-    size_t bytes;
-    uint8_t *file = test_file_read(path, &bytes);
-    CHECK(file != NULL);
-    uint8_t *at = memmem(file, bytes, data, 64);
-    off_t offset = at ? at - file : -1;
-    free(file);
-    return offset;
-}
-
-/* The segment that holds a checkpoint. */
-static const char *segment_of(CkptId id) {
-    static char path[1400];
-    CkptReader *reader;
-    const CkptShard *shards;
-    size_t count;
-    CHECK(ckpt_reader_open(&reader, folder, &err));
-    bool found = ckpt_reader_shards(reader, id, &shards, &count, &err);
-    if (!found) printf("%s\n", err.text);
-    CHECK(found && count == 1);
-    snprintf(path, sizeof path, "%s/%s", folder, shards[0].name);
-    ckpt_reader_close(reader);
-    return path;
-}
-
 /* Elements of one chunk of "weights"; false: refused. */
 static bool read_chunk(CkptId id, uint64_t chunk) {
     uint64_t begin = chunk * CHUNK / 4, end = begin + CHUNK / 4 < elements ? begin + CHUNK / 4 : elements;
@@ -105,13 +66,13 @@ static bool read_chunk(CkptId id, uint64_t chunk) {
 /* The place of the flip in a chunk; another bit and byte in each. */
 static void flip_chunk(int fd, off_t at, uint64_t chunk) {
     uint64_t rest = elements * 4 - chunk * CHUNK, bytes = rest < CHUNK ? rest : CHUNK;
-    flip(fd, (uint64_t)at + chunk * CHUNK + chunk * 7919 % bytes, (int)(chunk % 8));
+    rot_flip(fd, (uint64_t)at + chunk * CHUNK + chunk * 7919 % bytes, (int)(chunk % 8));
 }
 
 static void flip_chunks(CkptId id, CkptId before) {
-    const char *path = segment_of(id);
+    const char *path = rot_segment(folder, id);
     fill(id.step);
-    off_t at = find(path, weights);
+    off_t at = rot_find(path, weights);
     CHECK(at > 0);
     int fd = open(path, O_RDWR);
     CHECK(fd >= 0);
@@ -144,13 +105,13 @@ static void flip_blocks(const char *path, uint64_t from, uint64_t to, CkptId id,
     for (uint64_t block = from / BLOCK; block * BLOCK < to; block++)
         for (int k = 0; k < 3; k++) {
             uint64_t place = block * BLOCK + (k == 0 ? 17 : k == 1 ? 40 : (block * 613 + 100) % BLOCK);
-            flip(fd, place, k);
+            rot_flip(fd, place, k);
             bool newer = read_back(id), older = read_back(before);
             refused +=
                 !newer || !older || count_bad(id) > 0; /* the merged table stands in for a broken one */
             TEST_CHECK(newer || older, "%s: one bit at %llu costs both checkpoints: %s", path,
                        (unsigned long long)place, err.text);
-            flip(fd, place, k);
+            rot_flip(fd, place, k);
         }
     close(fd);
     printf("%s: bits in %llu blocks, %d were found\n", strrchr(path, '/') + 1,
@@ -171,18 +132,7 @@ int main(int argc, char **argv) {
     test_folder_open();
     log_open(1, true);
     snprintf(folder, sizeof folder, "%s", test_path("staging").path);
-    CkptConfig config = {.directory = folder,
-                         .node = "host",
-                         .io = "auto",
-                         .size = 1,
-                         .node_first = true,
-                         .attempt = 1,
-                         .run = {7},
-                         .payload_bytes = (elements + SMALL) * 4,
-                         .views_max = 2,
-                         .keep = 2};
-    Ckpt *ckpt = NULL;
-    TEST_CHECK(ckpt_open(&ckpt, &config, &err), "%s", err.text);
+    Ckpt *ckpt = rot_open(folder, (elements + SMALL) * 4, 2, 2);
     if (!ckpt) return test_end("ckpt_flips");
     for (uint64_t step = 1; step <= 3; step++) save(ckpt, step);
     ckpt_close(ckpt);
@@ -191,9 +141,9 @@ int main(int argc, char **argv) {
     flip_chunks(id, before);
     if (bytes <= 100000000) {
         char path[1400], manifest[700];
-        snprintf(path, sizeof path, "%s", segment_of(id));
+        snprintf(path, sizeof path, "%s", rot_segment(folder, id));
         fill(id.step);
-        off_t begin = find(path, weights), end = find(path, small) + SMALL * 4;
+        off_t begin = rot_find(path, weights), end = rot_find(path, small) + SMALL * 4;
         CHECK(begin >= BLOCK && end > begin + (off_t)(elements * 4));
         CkptReader *reader;
         const CkptShard *shards;

@@ -2,10 +2,7 @@
  * are, each in one to three pieces: into a block laid out as the saved one, into others, and parts of them; and a flipped bit in any of them is found and its tensor named. */
 #define _GNU_SOURCE
 #include "base/log.h"
-#include "ckpt/ckpt_reader.h"
-#include "test.h"
-#include "test_folder.h"
-#include <fcntl.h>
+#include "ckpt_rot.h"
 
 enum { TENSORS = 40, PIECES = 3, BLOCK = 4096, GAP = 16, SMALL_MAX = 3000, LARGE_MAX = 2000000 };
 
@@ -59,10 +56,7 @@ static void save(Ckpt *ckpt) {
                               .data = saved + tensors[t].first + begin};
             memcpy(v->name, tensors[t].name, sizeof tensors[t].name);
         }
-    CHECK(ckpt_begin(ckpt, 1, views, count, &err) && ckpt_wait(ckpt, 600));
-    ckpt_fence(ckpt);
-    ckpt_commit(ckpt, 1, false);
-    CHECK(ckpt_wait(ckpt, 600));
+    rot_save(ckpt, 1, views, count);
 }
 
 static bool read_all(const CkptWanted *wanted, size_t count, int threads) {
@@ -116,47 +110,22 @@ static void read_parts(void) {
     TEST_CHECK(isnan(*to), "written behind the parts");
 }
 
-/* The one segment, and where the block begins in it. */
-static int open_segment(off_t *at) {
-    CkptReader *reader;
-    const CkptShard *shards;
-    size_t count, bytes;
-    CHECK(ckpt_reader_open(&reader, folder, &err));
-    CHECK(ckpt_reader_shards(reader, (CkptId){1, 1}, &shards, &count, &err) && count == 1);
-    char path[1400];
-    snprintf(path, sizeof path, "%s/%s", folder, shards[0].name);
-    ckpt_reader_close(reader);
-    uint8_t *file = test_file_read(path, &bytes);
-    CHECK(file != NULL);
-    uint8_t *found = memmem(file, bytes, saved, 64);
-    CHECK(found != NULL);
-    *at = found - file;
-    free(file);
-    int fd = open(path, O_RDWR);
-    CHECK(fd >= 0);
-    return fd;
-}
-
-static void flip(int fd, off_t at) {
-    uint8_t byte;
-    CHECK(pread(fd, &byte, 1, at) == 1);
-    byte ^= (uint8_t)(1u << at % 8);
-    CHECK(pwrite(fd, &byte, 1, at) == 1);
-}
-
 static void flip_bits(void) {
     CkptWanted wanted[TENSORS];
-    off_t begin;
-    int fd = open_segment(&begin);
+    const char *path = rot_segment(folder, (CkptId){1, 1});
+    off_t begin = rot_find(path, saved);
+    int fd = open(path, O_RDWR);
+    CHECK(begin > 0 && fd >= 0);
     for (int t = 0; t < TENSORS; t++)
         wanted[t] = (CkptWanted){tensors[t].name, CKPT_FP32, 0, tensors[t].count, back + tensors[t].first};
     for (int t = 0; t < TENSORS; t++) {
-        off_t at = begin + (off_t)(tensors[t].first * sizeof(float) + draw(tensors[t].count * sizeof(float)));
-        flip(fd, at);
+        uint64_t at =
+            (uint64_t)begin + tensors[t].first * sizeof(float) + draw(tensors[t].count * sizeof(float));
+        rot_flip(fd, at, t % 8);
         bool ok = read_all(wanted, TENSORS, t % 3);
         TEST_CHECK(!ok && strstr(err.text, tensors[t].name) && strstr(err.text, "seg/"), "%s: %s",
                    tensors[t].name, ok ? "not found" : err.text);
-        flip(fd, at);
+        rot_flip(fd, at, t % 8);
     }
     close(fd);
     TEST_CHECK(read_all(wanted, TENSORS, 0), "as it was: %s", err.text);
@@ -167,18 +136,7 @@ int main(void) {
     test_folder_open();
     log_open(1, true);
     snprintf(folder, sizeof folder, "%s", test_path("staging").path);
-    CkptConfig config = {.directory = folder,
-                         .node = "host",
-                         .io = "auto",
-                         .size = 1,
-                         .node_first = true,
-                         .attempt = 1,
-                         .run = {7},
-                         .payload_bytes = elements * sizeof(float),
-                         .views_max = TENSORS * PIECES,
-                         .keep = 1};
-    Ckpt *ckpt = NULL;
-    TEST_CHECK(ckpt_open(&ckpt, &config, &err), "%s", err.text);
+    Ckpt *ckpt = rot_open(folder, elements * sizeof(float), TENSORS * PIECES, 1);
     if (!ckpt) return test_end("ckpt_read_all");
     save(ckpt);
     ckpt_close(ckpt);
