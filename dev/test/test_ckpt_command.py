@@ -253,8 +253,18 @@ def test_no_room():
         return
     try:
         _, err = train("n", 4, "--staging=small", code=1)
-        check(err.count("error: ") == 1 and "small" in err and "GB" in err or "MB" in err, f"no room: {err[-300:]}")
+        check(err.count("error: ") == 1 and "small: checkpoints need" in err and "free" in err, f"no room: {err[-300:]}")
         check(not os.path.exists("n/metrics.jsonl"), "no room: it trained all the same")
+        for second, code, steps_done in (("small", 1, 0), ("roomy", 0, 4)):
+            processes = []
+            for rank, staging in enumerate(("roomy", second)):
+                command = [lab.PROGRAM, *BASE, "--run=nn", "--steps=4", "--comm-timeout=20", f"--staging={staging}"]
+                processes += lab.start(command, 2, only=rank)
+            codes, outputs = lab.finish(processes)
+            said = all("error: " in text and "small" in text and "free some space" in text for text in outputs)
+            check(codes == [code, code] and (said or code == 0),
+                  f"two ranks, the second in {second}: {codes} {[text[-300:] for text in outputs]}")
+            check(len(lab.metrics("nn")) == steps_done, f"two ranks, the second in {second}: {len(lab.metrics('nn'))} steps")
     finally:
         subprocess.run(["umount", "small"], check=True)
 

@@ -7,7 +7,7 @@
 enum { TENSORS = 40, PIECES = 3, BLOCK = 4096, GAP = 16, SMALL_MAX = 3000, LARGE_MAX = 2000000 };
 
 typedef struct {
-    char name[16];
+    char name[24];
     uint64_t first, count; /* elements of the block */
 } Tensor;
 
