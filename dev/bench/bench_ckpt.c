@@ -16,7 +16,7 @@
 #include "base/log.h"
 #include "bench.h"
 #include "ckpt/ckpt_reader.h"
-#include "model/gpt2.h"
+#include "run/checkpoint.h"
 #include <fcntl.h>
 #include <glob.h>
 #include <math.h>
@@ -68,7 +68,7 @@ static void add_views(Bench *b, const GPT2Config *config, const char *kind, char
                               .shape = {info.rows * info.cols},
                               .end = info.rows * info.cols,
                               .data = base + gpt2_tensor_offset(config, t, layer) * sizeof(float)};
-            snprintf(v->name, sizeof v->name, "%s/h.%d.%s", kind, layer, info.name);
+            checkpoint_tensor_name(v->name, kind, &info, layer);
         }
 }
 
