@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "bench.h"
 #include "ckpt/ckpt_reader.h"
+#include "ckpt/ckpt_shard.h"
 #include "run/checkpoint.h"
 #include <fcntl.h>
 #include <glob.h>
@@ -32,7 +33,7 @@ enum {
     STEPS_MAX = 10000,
     KEEP = 2
 };
-static const size_t CHUNK_BYTES = 8 << 20;
+static const size_t CHUNK_BYTES = CKPT_WRITE_BYTES; /* as the store writes */
 
 typedef struct {
     char *memory;

@@ -1,5 +1,6 @@
 /* test_ckpt_read_all.c: many tensors by many threads at once, large and tiny, side by side in one block of memory as a model's
- * are, each in one to three pieces: into a block laid out as the saved one, into others, and parts of them; and a flipped bit in any of them is found and its tensor named. */
+ * are, each in one to three pieces: into a block laid out as the saved one, into others, and parts of them; and a flipped bit
+ * in any of them is found and its tensor named. */
 #define _GNU_SOURCE
 #include "base/log.h"
 #include "ckpt_rot.h"
@@ -43,12 +44,12 @@ static void make_tensors(void) {
 static void save(Ckpt *ckpt) {
     static TensorView views[TENSORS * PIECES];
     size_t count = 0;
-    for (int t = 0; t < TENSORS; t++)
+    for (int t = 0; t < TENSORS; t++) {
+        int pieces = t % 5 == 2 ? PIECES : 1;
         for (uint64_t begin = 0, end; begin < tensors[t].count; begin = end) {
-            end =
-                t % 5 == 2 && count % PIECES ? begin + 1 + draw(tensors[t].count - begin) : tensors[t].count;
+            uint64_t left = tensors[t].count - begin;
+            end = begin + (--pieces ? 1 + draw(left) : left);
             TensorView *v = &views[count++];
-            CHECK(count <= TENSORS * PIECES);
             *v = (TensorView){.dims = 1,
                               .shape = {tensors[t].count},
                               .begin = begin,
@@ -56,6 +57,7 @@ static void save(Ckpt *ckpt) {
                               .data = saved + tensors[t].first + begin};
             memcpy(v->name, tensors[t].name, sizeof tensors[t].name);
         }
+    }
     rot_save(ckpt, 1, views, count);
 }
 
@@ -89,7 +91,7 @@ static void read_block(uint64_t gap, bool reversed, int threads) {
     for (; to < back + room; to++) beside += !isnan(*to);
     TEST_CHECK(same == TENSORS && !beside,
                "gap %d, reversed %d: %d tensors are right, %d elements beside them written", (int)gap,
-               reversed, (int)same, (int)beside);
+               reversed, same, beside);
 }
 
 /* A part of each tensor, one behind the other. */

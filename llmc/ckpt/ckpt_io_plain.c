@@ -19,7 +19,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { ZEROS_BYTES = 1 << 18, READ_BOUNCE_BYTES = 2 << 20, WRITE_BYTES_MAX = 1 << 30 };
+enum { ZEROS_BYTES = 1 << 18, READ_BOUNCE_BYTES = 2 << 20, CALL_BYTES_MAX = 1 << 30 };
 
 static void plain_close(CkptIo *io) {
     io->body = NULL;
@@ -123,7 +123,7 @@ void ckpt_io_plain_check_aligned(const CkptFile *file, const void *data, size_t 
 bool ckpt_io_plain_write(CkptFile *file, const void *data, size_t bytes, uint64_t offset, Error *err) {
     const char *from = data;
     while (bytes) {
-        ssize_t n = pwrite(file->fd, from, bytes < WRITE_BYTES_MAX ? bytes : WRITE_BYTES_MAX, (off_t)offset);
+        ssize_t n = pwrite(file->fd, from, bytes < CALL_BYTES_MAX ? bytes : CALL_BYTES_MAX, (off_t)offset);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EINVAL && file->direct) {
             if (!drop_direct(file, err)) return false;
@@ -155,7 +155,7 @@ static bool read_some(CkptFile *file, void *data, size_t bytes, uint64_t offset,
     char *to = data;
     *got = 0;
     while (*got < bytes) {
-        size_t part = bytes - *got < WRITE_BYTES_MAX ? bytes - *got : WRITE_BYTES_MAX;
+        size_t part = bytes - *got < CALL_BYTES_MAX ? bytes - *got : CALL_BYTES_MAX;
         ssize_t n = pread(file->fd, to + *got, part, (off_t)(offset + *got));
         if (n < 0 && errno == EINTR) continue;
         if (n < 0 && errno == EINVAL && file->direct) {
@@ -205,7 +205,7 @@ static bool read_bounced(CkptFile *file, char *data, size_t bytes, uint64_t offs
  * same request: on a busy disk a small one waits as long as a large one. */
 static bool read_direct(CkptFile *file, char *data, size_t bytes, uint64_t offset, Error *err) {
     size_t skip = (size_t)(offset % CKPT_IO_ALIGN), head = skip ? CKPT_IO_ALIGN - skip : 0;
-    if ((uintptr_t)data % CKPT_IO_ALIGN != skip || bytes < head + CKPT_IO_ALIGN || bytes >= WRITE_BYTES_MAX)
+    if ((uintptr_t)data % CKPT_IO_ALIGN != skip || bytes < head + CKPT_IO_ALIGN || bytes >= CALL_BYTES_MAX)
         return read_bounced(file, data, bytes, offset, err);
     size_t tail = (bytes - head) % CKPT_IO_ALIGN, middle = bytes - head - tail;
     if (!make_bounce(file, err)) return false;

@@ -50,7 +50,8 @@ static bool chunk_error(const Piece *p, uint64_t at, Error *err) {
                      p->piece->offset + at);
 }
 
-/* Bytes [from, from + bytes) of the piece, which are whole chunks (the piece's last may be short). */
+/* Has each of these chunks its checksum? data: the piece's bytes [from, from + bytes), which are whole chunks (the piece's
+ * last may be short). */
 static bool check_chunks(const Piece *p, const char *data, uint64_t from, size_t bytes, Error *err) {
     for (size_t at = 0; at < bytes; at += CKPT_CHUNK) {
         size_t n = bytes - at < CKPT_CHUNK ? bytes - at : CKPT_CHUNK;
@@ -68,6 +69,7 @@ static bool read_bytes(const Piece *p, void *data, uint64_t from, size_t bytes, 
                      ckpt_id_text(id_of(p->table)).text, p->tensor->name, why.text);
 }
 
+/* The same, read first. */
 static bool read_chunks(const Piece *p, void *data, uint64_t from, size_t bytes, Error *err) {
     return read_bytes(p, data, from, bytes, err) && check_chunks(p, data, from, bytes, err);
 }

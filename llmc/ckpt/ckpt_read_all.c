@@ -1,6 +1,7 @@
 /* ckpt_read_all.c: many ranges by many threads: a disk or a store gives its best only to several requests at once. See
  * ckpt_reader.h. */
 #define _POSIX_C_SOURCE 200809L
+#include "base/check.h"
 #include "ckpt/ckpt_reader_internal.h"
 #include <pthread.h>
 
@@ -71,7 +72,8 @@ static size_t take_row(Job *job, CkptWanted row[ROW_MAX]) {
         job->at = part.wanted.end;
         last = part;
         if (!part.piece) break;
-        room = part.bytes < room ? room - part.bytes : 0;
+        CHECK_OP(part.bytes, <=, room);
+        room -= part.bytes;
     }
     pthread_mutex_unlock(&job->mutex);
     return count;
